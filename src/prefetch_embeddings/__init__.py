@@ -1,0 +1,25 @@
+"""Start a query's embedding before the retriever asks for it."""
+
+from prefetch_embeddings.embeddings import PrefetchingEmbeddings
+from prefetch_embeddings.events import (
+    PrefetchDropped,
+    PrefetchEvent,
+    PrefetchFailed,
+    PrefetchSucceeded,
+    QueryFailed,
+    QueryServed,
+)
+from prefetch_embeddings.flights import PrefetchOutcome
+from prefetch_embeddings.stats import PrefetchStats
+
+__all__ = [
+    "PrefetchDropped",
+    "PrefetchEvent",
+    "PrefetchFailed",
+    "PrefetchOutcome",
+    "PrefetchStats",
+    "PrefetchSucceeded",
+    "PrefetchingEmbeddings",
+    "QueryFailed",
+    "QueryServed",
+]

@@ -1,0 +1,168 @@
+"""What listeners and the log are told: facts about flights and queries, never a text."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger: Final = logging.getLogger("prefetch_embeddings")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefetchEvent:
+    """Something that happened to one text.
+
+    Attributes:
+        text_digest: Eight hexadecimal digits that tell texts apart; not the text.
+        text_length: The text's length in characters.
+    """
+
+    text_digest: str
+    text_length: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefetchSucceeded(PrefetchEvent):
+    """A flight that a prefetch started has brought its vector.
+
+    Attributes:
+        seconds: From the prefetch to the vector.
+        attempt: Which try brought it, from 1.
+    """
+
+    seconds: float
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefetchFailed(PrefetchEvent):
+    """An attempt in the background has failed.
+
+    Attributes:
+        error: The name of the exception's class. (Its message may quote the text.)
+        attempt: Which try failed, from 1.
+        will_retry: Whether another try follows.
+    """
+
+    error: str
+    attempt: int
+    will_retry: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefetchDropped(PrefetchEvent):
+    """A prefetch was refused: the queue is full, the wrapper closed or the text blank."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QueryServed(PrefetchEvent):
+    """A query has its vector.
+
+    Attributes:
+        how: What the query met: a vector that was ready, a flight that it joined, one that was
+            still queued and that it ran itself, or nothing.
+        seconds: What the query waited.
+        recovered: Whether the flight it had joined failed, and a call of its own answered it.
+    """
+
+    how: Literal["ready", "joined", "claimed", "missed"]
+    seconds: float
+    recovered: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QueryFailed(PrefetchEvent):
+    """A query ended in an error of the model.
+
+    Attributes:
+        error: The name of the exception's class.
+        seconds: What the query waited.
+    """
+
+    error: str
+    seconds: float
+
+
+def digest(text: str) -> str:
+    """Return eight hexadecimal digits that stand for `text` in logs and events."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+
+
+class Reporter:
+    """Tells the log and a listener. Call it with no lock held: a listener may do anything."""
+
+    def __init__(self, listener: Callable[[PrefetchEvent], None] | None) -> None:
+        self._listener = listener
+
+    @property
+    def listening(self) -> bool:
+        """Whether anybody listens; lets hot paths skip making an event."""
+        return self._listener is not None
+
+    def succeeded(self, text: str, seconds: float, attempt: int) -> None:
+        """Tell that a prefetched vector is there."""
+        if self._listener is None and not logger.isEnabledFor(logging.DEBUG):
+            return
+        event = PrefetchSucceeded(digest(text), len(text), seconds, attempt)
+        logger.debug(
+            "text %s (%d characters) ready %.3f s after its prefetch",
+            event.text_digest,
+            event.text_length,
+            seconds,
+        )
+        self.tell(event)
+
+    def failed(self, text: str, error: BaseException, attempt: int, *, will_retry: bool) -> None:
+        """Tell that an attempt in the background failed."""
+        event = PrefetchFailed(digest(text), len(text), type(error).__name__, attempt, will_retry)
+        # Cancellation is how loops end and wrappers close: nothing for an operator to look into.
+        level = logging.WARNING if isinstance(error, Exception) else logging.DEBUG
+        logger.log(
+            level,
+            "prefetch of text %s (%d characters) failed: %s, attempt %d%s",
+            event.text_digest,
+            event.text_length,
+            event.error,
+            attempt,
+            ", will retry" if will_retry else "",
+        )
+        self.tell(event)
+
+    def dropped(self, text: str) -> None:
+        """Tell that a prefetch was refused."""
+        if self._listener is not None:
+            self.tell(PrefetchDropped(digest(text), len(text)))
+
+    def served(
+        self,
+        text: str,
+        how: Literal["ready", "joined", "claimed", "missed"],
+        seconds: float,
+        *,
+        recovered: bool = False,
+    ) -> None:
+        """Tell that a query has its vector."""
+        if self._listener is not None:
+            self.tell(QueryServed(digest(text), len(text), how, seconds, recovered))
+
+    def query_failed(self, text: str, error: BaseException, seconds: float) -> None:
+        """Tell that a query ended in an error."""
+        if self._listener is not None:
+            self.tell(QueryFailed(digest(text), len(text), type(error).__name__, seconds))
+
+    def tell(self, event: PrefetchEvent) -> None:
+        """Hand `event` to the listener; what it raises is logged and goes no further."""
+        if self._listener is None:
+            return
+        try:
+            self._listener(event)
+        except Exception as error:  # noqa: BLE001 - a listener must not harm a query
+            # The class alone: a chained message could quote the text.
+            logger.error(  # noqa: TRY400
+                "on_event raised %s on %s", type(error).__name__, type(event).__name__
+            )

@@ -1,0 +1,695 @@
+"""The map from key to flight: who may run what, what is kept, and for how long.
+
+A flight is one loading of one value: queued, running, then done or failed. This module decides and
+counts; it runs nothing, waits for nothing and calls nobody. Every method is one step under one
+lock, so the states of a flight and of the map are those between two method calls, and no others:
+
+* A flight is queued, then running, then done or failed; a failed attempt in the background may put
+  it back from running to queued. Whoever takes it from queued to running (the claim) runs it.
+* A key has at most one flight in the map, under way or ready. A flight that has left the map never
+  returns, and changes nothing there: each removal checks that the entry is this very flight.
+* A flight leaves the map, or becomes ready in it, before its future completes.
+* A flight that has ended is only read.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Hashable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from cachetools import TTLCache
+
+from prefetch_embeddings.stats import Counters, PrefetchStats, RecentDurations
+
+if TYPE_CHECKING:
+    import asyncio
+    import contextvars
+    from collections.abc import Callable, Iterable, Sequence
+    from types import TracebackType
+
+V = TypeVar("V")
+
+
+class PrefetchOutcome(enum.StrEnum):
+    """What a prefetch did."""
+
+    STARTED = enum.auto()
+    """A flight has been started."""
+    IN_FLIGHT = enum.auto()
+    """The text was under way already."""
+    READY = enum.auto()
+    """The text's vector was there already."""
+    DROPPED = enum.auto()
+    """Nothing was done: the queue is full, the wrapper is closed or the text is blank."""
+
+
+class State(enum.Enum):
+    """Where a flight is on its way."""
+
+    QUEUED = enum.auto()
+    RUNNING = enum.auto()
+    DONE = enum.auto()
+    FAILED = enum.auto()
+
+
+class Met(enum.StrEnum):
+    """What a query met when it looked for its key."""
+
+    READY = "ready"
+    JOINED = "joined"
+    CLAIMED = "claimed"
+    MISSED = "missed"
+
+
+class End(enum.Enum):
+    """How a query parted from a flight."""
+
+    SERVED = enum.auto()
+    RECOVERED = enum.auto()
+    FAILED = enum.auto()
+    GONE = enum.auto()
+
+
+class AbandonedError(BaseException):
+    """Nobody will finish this flight: its loop stopped, or its wrapper was closed.
+
+    Not an `Exception`: it tells waiters to see to themselves and never reaches a caller.
+    """
+
+
+class Flight(Generic[V]):
+    """One loading of one value."""
+
+    # Written before the flight is shared, then only read:
+    key: Hashable
+    by_prefetch: bool
+    asked_at: float
+    job: Hashable  # what the executor queues: the flight itself, or the batch it is in
+
+    # Guarded by the map's lock:
+    state = State.QUEUED
+    text: str  # a claiming query puts its own in place
+    context: contextvars.Context | None  # of the prefetch's caller; a worker runs in it
+    attempt = 0  # how often it was claimed
+    started_at = 0.0  # when it was last claimed
+    for_query = False  # whether a query claimed it
+    loop: asyncio.AbstractEventLoop | None = None  # the loop that runs it
+    waiters = 0  # queries and explicit waits that have not parted from it
+    served = False  # whether any query got its value
+    held = True  # whether it is in the map
+
+    # Made under the map's lock for the first to wait, and completed once the flight has ended.
+    # Nobody ever cancels it. A flight that has ended needs none.
+    future: Future[V] | None = None
+
+    # Written under the map's lock when the flight ends, then only read:
+    value: V
+    error: BaseException | None = None
+    traceback: TracebackType | None = None
+    finished_at = 0.0
+
+    # Written by the loop's thread alone; asyncio itself keeps tasks only weakly:
+    task: asyncio.Task[None] | None = None
+    # Written once by a thread of the loop's executor, read by anybody:
+    executor_passed = False
+
+    def __init__(
+        self,
+        key: Hashable,
+        text: str,
+        by_prefetch: bool,  # noqa: FBT001 - prefetching is to take microseconds
+        asked_at: float,
+        context: contextvars.Context | None,
+    ) -> None:
+        self.key = key
+        self.text = text
+        self.by_prefetch = by_prefetch
+        self.asked_at = asked_at
+        self.context = context
+        self.job = self
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is done or failed."""
+        return self.state is State.DONE or self.state is State.FAILED
+
+    @property
+    def duration(self) -> float:
+        """Seconds its last run took."""
+        return self.finished_at - self.started_at
+
+
+class Batch(Generic[V]):
+    """Flights that one model call may serve together."""
+
+    __slots__ = ("flights",)
+
+    def __init__(self, flights: Sequence[Flight[V]]) -> None:
+        self.flights = flights
+
+
+class _ReadyFlights(TTLCache[Hashable, Flight[Any]]):
+    """Ready flights, that tells of each one which leaves for age or for size."""
+
+    def __init__(
+        self,
+        maxsize: int,
+        ttl: float,
+        clock: Callable[[], float],
+        on_left: Callable[[Flight[Any]], None],
+    ) -> None:
+        super().__init__(maxsize, ttl, timer=clock)
+        self._on_left = on_left
+
+    def expire(self, time: float | None = None) -> list[tuple[Hashable, Flight[Any]]]:
+        expired = list(super().expire(time))
+        for _, flight in expired:
+            self._on_left(flight)
+        return expired
+
+    def popitem(self) -> tuple[Hashable, Flight[Any]]:
+        key, flight = super().popitem()
+        self._on_left(flight)
+        return key, flight
+
+
+class FlightMap(Generic[V]):
+    """Flights by key, and the counts of what became of them.
+
+    Args:
+        ttl: Seconds that a ready flight is kept, from its completion.
+        max_entries: Ready flights kept; the least recently used leave first.
+        capacity: Background flights queued and on workers, all told.
+        max_on_loops: Background flights under way on event loops.
+        attempts: Tries of a background flight that nobody waits for.
+        clock: A monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        ttl: float,
+        max_entries: int,
+        capacity: int,
+        max_on_loops: int,
+        attempts: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._ttl: Final = ttl
+        self._max_entries: Final = max_entries
+        self._capacity: Final = capacity
+        self._max_on_loops: Final = max_on_loops
+        self._attempts: Final = attempts
+        self.clock: Final = clock
+        self._closed = False  # guarded by _lock
+        self.reset_after_fork()
+
+    def reset_after_fork(self) -> None:
+        """Start anew and empty: what was under way is under way in the parent."""
+        self._lock = threading.Lock()
+        # Guarded by _lock:
+        self._by_key: dict[Hashable, Flight[V]] = {}  # the map: flights under way, and ready ones
+        self._ready = _ReadyFlights(self._max_entries, self._ttl, self.clock, self._left)
+        self._detached: set[Flight[V]] = set()  # unfinished, and no longer in the map
+        self._queued: set[Flight[V]] = set()  # those for workers; between attempts included
+        self._busy = 0  # workers that run a flight
+        self._on_loops: set[Flight[V]] = set()  # background flights that event loops run
+        self._counts = Counters()
+        self._durations = RecentDurations()
+
+    # --- Queries -------------------------------------------------------------------------------
+
+    def ready(self, key: Hashable) -> Flight[V] | None:
+        """Serve a query from a ready flight, or return None. The hot path."""
+        with self._lock:
+            flight = self._by_key.get(key)
+            if flight is None or flight.state is not State.DONE or not self._touch(flight):
+                return None
+            self._counts.query_ready += 1
+            if not flight.served:
+                self._first_served(flight, 0.0)
+            return flight
+
+    def enter(
+        self,
+        key: Hashable,
+        text: str,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        recovering: bool = False,
+    ) -> tuple[Flight[V], Met]:
+        """Take a query in: hand it the flight of its key, a new one if there is none.
+
+        A flight that was CLAIMED or MISSED is the caller's to run. In every case the caller waits
+        for it from now on, and must `leave` it.
+
+        Args:
+            key: The query's key.
+            text: The query's text, which a flight that it runs will load.
+            loop: The event loop on which the caller would run it.
+            recovering: Whether the query was counted before, when it met a flight that failed.
+        """
+        with self._lock:
+            flight = self._look_up(key)
+            if flight is None:
+                met = Met.MISSED
+                flight = self._by_key[key] = Flight(key, text, False, self.clock(), None)  # noqa: FBT003
+                self._start(flight, for_query=True, loop=loop)
+            elif flight.state is State.DONE:
+                met = Met.READY
+            elif flight.state is State.QUEUED:
+                met = Met.CLAIMED
+                flight.text = text
+                self._start(flight, for_query=True, loop=loop)
+            else:
+                met = Met.JOINED
+            self._attend(flight)
+            if not recovering:
+                counts = self._counts
+                if met is Met.READY:
+                    counts.query_ready += 1
+                elif met is Met.JOINED:
+                    counts.query_joined += 1
+                elif met is Met.CLAIMED:
+                    counts.query_claimed += 1
+                else:
+                    counts.query_missed += 1
+            return flight, met
+
+    def leave(self, flight: Flight[V], waited: float, end: End) -> None:
+        """Part a query from a flight that it entered, after `waited` seconds."""
+        with self._lock:
+            flight.waiters -= 1
+            counts = self._counts
+            counts.exposed_seconds += waited
+            if end is End.RECOVERED:
+                counts.query_recovered += 1
+            elif end is End.FAILED:
+                counts.query_failed += 1
+            if end in (End.SERVED, End.RECOVERED) and not flight.served:
+                self._first_served(flight, waited)
+            else:
+                self._count_if_wasted(flight)
+
+    # --- Prefetches ----------------------------------------------------------------------------
+
+    def begin(
+        self, key: Hashable, text: str, context: contextvars.Context
+    ) -> tuple[PrefetchOutcome, Flight[V] | None]:
+        """Queue a flight for a worker, unless the key has one."""
+        with self._lock:
+            outcome, flight = self._find(key, text)
+            if outcome is None:
+                return self._enqueue(key, text, context)
+            return outcome, flight
+
+    def begin_batch(
+        self, items: Iterable[tuple[Hashable, str]], context: contextvars.Context
+    ) -> tuple[list[PrefetchOutcome], Batch[V]]:
+        """Queue one batch with a flight for each key that has none."""
+        outcomes = []
+        started: list[Flight[V]] = []
+        batch = Batch(started)
+        with self._lock:
+            for key, text in items:
+                outcome, flight = self._find(key, text)
+                if outcome is None:
+                    outcome, flight = self._enqueue(key, text, context)
+                    if flight is not None:
+                        flight.job = batch
+                        started.append(flight)
+                outcomes.append(outcome)
+        return outcomes, batch
+
+    def begin_on_loop(
+        self, key: Hashable, text: str, loop: asyncio.AbstractEventLoop
+    ) -> tuple[PrefetchOutcome, Flight[V] | None]:
+        """Start a flight that `loop` runs, unless the key has one."""
+        dead: list[Flight[V]] = []
+        try:
+            with self._lock:
+                outcome, flight = self._find(key, text)
+                if outcome is not None:
+                    return outcome, flight
+                if len(self._on_loops) >= self._max_on_loops:
+                    dead = [f for f in self._on_loops if f.loop is None or f.loop.is_closed()]
+                    for each in dead:
+                        self._end(each, State.FAILED, AbandonedError())
+                if self._closed or len(self._on_loops) >= self._max_on_loops:
+                    self._counts.prefetch_dropped += 1
+                    return PrefetchOutcome.DROPPED, None
+                flight = self._add(key, text, None)
+                self._start(flight, for_query=False, loop=loop)
+                self._on_loops.add(flight)
+                return PrefetchOutcome.STARTED, flight
+        finally:
+            for each in dead:
+                _publish(each)
+
+    def undo(self, flight: Flight[V]) -> bool:
+        """Take back a flight that the executor refused; False if a query has claimed it."""
+        with self._lock:
+            if flight.state is not State.QUEUED:
+                return False
+            self._end(flight, State.FAILED, AbandonedError())
+            counts = self._counts  # as if it had never been started
+            counts.prefetch_started -= 1
+            counts.prefetch_withdrawn -= 1
+            counts.prefetch_dropped += 1
+        _publish(flight)
+        return True
+
+    def claim(self, flights: Iterable[Flight[V]]) -> list[Flight[V]]:
+        """Claim those of `flights` that are still queued, for one worker.
+
+        Where it got any, the worker must call `worker_done` in the end.
+        """
+        with self._lock:
+            claimed = [flight for flight in flights if flight.state is State.QUEUED]
+            for flight in claimed:
+                self._start(flight, for_query=False, loop=None)
+                if flight.attempt > 1:
+                    self._counts.prefetch_retried += 1
+            if claimed:
+                self._busy += 1
+            return claimed
+
+    def worker_done(self) -> None:
+        """Give back the place that `claim` took."""
+        with self._lock:
+            self._busy -= 1
+
+    def reclaim(self, flight: Flight[V], loop: asyncio.AbstractEventLoop) -> bool:
+        """Claim a flight that paused on `loop` after a failed attempt."""
+        with self._lock:
+            if flight.state is not State.QUEUED:
+                return False
+            self._start(flight, for_query=False, loop=loop)
+            self._on_loops.add(flight)
+            self._counts.prefetch_retried += 1
+            return True
+
+    # --- Ends ----------------------------------------------------------------------------------
+
+    def complete(self, flight: Flight[V], value: V) -> bool:
+        """Finish a running flight; False, and no effect, if it has ended already."""
+        with self._lock:
+            if flight.state is not State.RUNNING:
+                return False
+            flight.value = value
+            self._end(flight, State.DONE)
+        _publish(flight)
+        return True
+
+    def fail(self, flight: Flight[V], error: BaseException) -> State | None:
+        """Take in a failed run.
+
+        Returns:
+            QUEUED if the flight's runner is to see to another attempt, FAILED if this was the end
+            of it, None (and no effect) if it had ended already.
+        """
+        with self._lock:
+            if flight.state is not State.RUNNING:
+                return None
+            if (
+                flight.by_prefetch
+                and not flight.for_query
+                and not flight.waiters
+                and flight.held
+                and flight.attempt < self._attempts
+                and isinstance(error, Exception)
+            ):
+                flight.state = State.QUEUED
+                if flight.loop is None:
+                    self._queued.add(flight)
+                return State.QUEUED
+            self._end(flight, State.FAILED, error)
+        _publish(flight)
+        return State.FAILED
+
+    def abandon(self, flight: Flight[V], *, only_queued: bool = False) -> bool:
+        """Fail a flight that nobody will finish; its waiters see to themselves."""
+        with self._lock:
+            if flight.state is not State.QUEUED and (
+                only_queued or flight.state is not State.RUNNING
+            ):
+                return False
+            self._end(flight, State.FAILED, AbandonedError())
+        _publish(flight)
+        return True
+
+    # --- Explicit waits and looks --------------------------------------------------------------
+
+    def attend(
+        self, key: Hashable, *, claim: bool, loop: asyncio.AbstractEventLoop | None = None
+    ) -> tuple[Flight[V] | None, bool]:
+        """Wait for the key's flight, if it has one; the caller must `unattend` it.
+
+        Args:
+            key: The key.
+            claim: Whether to claim the flight if it is queued.
+            loop: The event loop on which the caller would run it.
+
+        Returns:
+            The flight, and whether the caller claimed it and so is to run it.
+        """
+        with self._lock:
+            flight = self._look_up(key)
+            if flight is None:
+                return None, False
+            mine = claim and flight.state is State.QUEUED
+            if mine:
+                self._start(flight, for_query=False, loop=loop)
+            self._attend(flight)
+            return flight, mine
+
+    def unattend(self, flight: Flight[V]) -> None:
+        """Stop waiting for a flight."""
+        with self._lock:
+            flight.waiters -= 1
+            self._count_if_wasted(flight)
+
+    def is_ready(self, key: Hashable) -> bool:
+        """Tell whether a query for `key` would be answered at once. Changes nothing."""
+        with self._lock:
+            return key in self._ready
+
+    def expected_wait(self, key: Hashable) -> float:
+        """Estimate, in seconds, what a query for `key` would wait now. Changes nothing."""
+        with self._lock:
+            if key in self._ready:
+                return 0.0
+            flight = self._by_key.get(key)
+            elapsed = 0.0
+            if flight is not None and flight.state is State.RUNNING:
+                elapsed = self.clock() - flight.started_at
+            return self._durations.remaining(elapsed)
+
+    def stats(self) -> PrefetchStats:
+        """Return the counts; what has outlived its time counts as gone."""
+        with self._lock:
+            self._ready.expire()
+            return self._counts.snapshot()
+
+    # --- Removal -------------------------------------------------------------------------------
+
+    def forget(self, key: Hashable) -> Flight[V] | None:
+        """Take the key's flight out of the map; who waits for it still gets its value."""
+        with self._lock:
+            flight = self._look_up(key)
+            if flight is None:
+                return None
+            withdrawn = self._let_go(flight)
+        if withdrawn:
+            _publish(flight)
+        return flight
+
+    def clear(self) -> list[Flight[V]]:
+        """Take every flight out of the map, as `forget` does.
+
+        Returns:
+            The flights that were queued and now will not run.
+        """
+        with self._lock:
+            self._ready.expire()
+            withdrawn = [flight for flight in [*self._by_key.values()] if self._let_go(flight)]
+        for flight in withdrawn:
+            _publish(flight)
+        return withdrawn
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def close(self) -> list[Flight[V]]:
+        """Begin nothing more, keep nothing more, and end every flight that no query runs.
+
+        Returns:
+            The flights that were ended while a loop ran them.
+        """
+        with self._lock:
+            self._closed = True
+            self._ready.expire()
+            ended = []
+            for flight in (*self._by_key.values(), *self._detached):
+                if flight.state is State.DONE:
+                    self._let_go(flight)
+                elif not flight.for_query:
+                    self._end(flight, State.FAILED, AbandonedError())
+                    ended.append(flight)
+        for flight in ended:
+            _publish(flight)
+        return [flight for flight in ended if flight.loop is not None]
+
+    # --- Under the lock ------------------------------------------------------------------------
+
+    def _touch(self, flight: Flight[V]) -> bool:
+        """Note that a ready flight is used; False if its time is up, and then it is gone."""
+        try:
+            self._ready[flight.key]
+        except KeyError:
+            self._ready.expire()
+            return False
+        return True
+
+    def _look_up(self, key: Hashable) -> Flight[V] | None:
+        """Return the flight in the map, and note that it is used."""
+        flight = self._by_key.get(key)
+        if flight is not None and flight.state is State.DONE and not self._touch(flight):
+            return None
+        return flight
+
+    def _attend(self, flight: Flight[V]) -> None:
+        """Note one more that waits for a flight."""
+        flight.waiters += 1
+        if flight.future is None and not flight.ended:
+            flight.future = Future()
+
+    def _find(self, key: Hashable, text: str) -> tuple[PrefetchOutcome | None, Flight[V] | None]:
+        """Return what settles a prefetch at once, and count it; None if nothing does."""
+        if not text or text.isspace():
+            self._counts.prefetch_dropped += 1
+            return PrefetchOutcome.DROPPED, None
+        flight = self._look_up(key)
+        if flight is None:
+            return None, None
+        self._counts.prefetch_deduplicated += 1
+        ready = flight.state is State.DONE
+        return PrefetchOutcome.READY if ready else PrefetchOutcome.IN_FLIGHT, flight
+
+    def _enqueue(
+        self, key: Hashable, text: str, context: contextvars.Context
+    ) -> tuple[PrefetchOutcome, Flight[V] | None]:
+        # Counting workers in, not just the queue, makes the bound independent of how fast a
+        # worker thread wakes up.
+        if self._closed or len(self._queued) + self._busy >= self._capacity:
+            self._counts.prefetch_dropped += 1
+            return PrefetchOutcome.DROPPED, None
+        flight = self._add(key, text, context)
+        self._queued.add(flight)
+        return PrefetchOutcome.STARTED, flight
+
+    def _add(self, key: Hashable, text: str, context: contextvars.Context | None) -> Flight[V]:
+        self._counts.prefetch_started += 1
+        flight: Flight[V] = Flight(key, text, True, self.clock(), context)  # noqa: FBT003
+        self._by_key[key] = flight
+        return flight
+
+    def _start(
+        self, flight: Flight[V], *, for_query: bool, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
+        """Take a flight from queued to running: the claim."""
+        self._queued.discard(flight)
+        self._on_loops.discard(flight)
+        flight.state = State.RUNNING
+        flight.for_query = for_query
+        flight.loop = loop
+        flight.attempt += 1
+        flight.started_at = self.clock()
+
+    def _end(self, flight: Flight[V], state: State, error: BaseException | None = None) -> None:
+        """Take an unfinished flight to its end; the caller publishes it after the lock."""
+        self._queued.discard(flight)
+        self._on_loops.discard(flight)
+        self._detached.discard(flight)
+        flight.state = state
+        flight.finished_at = self.clock()
+        flight.context = None
+        counts = self._counts
+        if state is State.DONE:
+            self._durations.add(flight.duration)
+            counts.prefetch_succeeded += flight.by_prefetch
+        else:
+            flight.error = error
+            flight.traceback = None if error is None else error.__traceback__
+            if flight.by_prefetch and flight.attempt:
+                counts.prefetch_failed += 1
+            elif flight.by_prefetch:
+                counts.prefetch_withdrawn += 1
+        if flight.held:
+            if state is State.DONE and not self._closed:
+                self._ready[flight.key] = flight
+            else:
+                self._remove(flight)
+        self._count_if_wasted(flight)
+
+    def _remove(self, flight: Flight[V]) -> None:
+        """Take a flight out of the map, if it is still the one that is there for its key."""
+        flight.held = False
+        if self._by_key.get(flight.key) is flight:
+            del self._by_key[flight.key]
+
+    def _let_go(self, flight: Flight[V]) -> bool:
+        """Take a flight out of the map before its time; True if that ended it."""
+        self._remove(flight)
+        if flight.state is State.QUEUED and not flight.waiters:
+            self._end(flight, State.FAILED, AbandonedError())
+            return True
+        if flight.state is State.DONE:
+            with suppress(KeyError):  # raised, after the removal, if its time is up by now
+                del self._ready[flight.key]
+            self._count_if_wasted(flight)
+        else:
+            self._detached.add(flight)
+        return False
+
+    def _left(self, flight: Flight[V]) -> None:
+        """Note that a ready flight has left for age or for size."""
+        self._remove(flight)
+        self._count_if_wasted(flight)
+
+    def _first_served(self, flight: Flight[V], waited: float) -> None:
+        flight.served = True
+        if flight.by_prefetch:
+            self._counts.prefetch_used += 1
+            self._counts.hidden_seconds += max(0.0, flight.duration - waited)
+
+    def _count_if_wasted(self, flight: Flight[V]) -> None:
+        """Count a flight whose value nobody got and nobody can get any more.
+
+        Called after each of the three steps that can make this true: the flight is done, it has
+        left the map, its last waiter has parted. None of them is ever undone, so it counts once.
+        """
+        if (
+            flight.by_prefetch
+            and flight.state is State.DONE
+            and not flight.held
+            and not flight.served
+            and not flight.waiters
+        ):
+            self._counts.prefetch_wasted += 1
+
+
+def _publish(flight: Flight[V]) -> None:
+    """Wake those who wait for an ended flight. Callbacks run: no lock may be held."""
+    if flight.future is None:
+        return
+    if flight.error is None:
+        flight.future.set_result(flight.value)
+    else:
+        flight.future.set_exception(flight.error)

@@ -1,0 +1,129 @@
+"""Counters of what prefetching did, and the snapshots that users read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from typing import Final
+
+DURATIONS_KEPT: Final = 256
+"""How many recent durations an estimate rests on."""
+
+UNKNOWN_DURATION: Final = 0.7
+"""Seconds assumed before anything was measured: the middle of 0.39-1.16 s, what bots' logs show."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefetchStats:
+    """What prefetching did so far; one consistent snapshot.
+
+    Two snapshots subtract, which gives what happened between them. At any moment:
+
+    * `prefetch_started` = succeeded + failed + withdrawn + those still under way;
+    * `prefetch_succeeded` = used + wasted + those ready and not used yet;
+    * the number of queries = `query_ready + query_joined + query_claimed + query_missed`.
+
+    Attributes:
+        prefetch_started: Flights that a prefetch started.
+        prefetch_deduplicated: Prefetches that found their text ready or under way.
+        prefetch_dropped: Prefetches refused: queue full, wrapper closed, blank text.
+        prefetch_succeeded: Flights started by a prefetch that brought a vector.
+        prefetch_failed: Flights started by a prefetch that ended without one.
+        prefetch_withdrawn: Flights taken back before they ran: forgotten, cleared or closed.
+        prefetch_retried: Second and later attempts in the background.
+        prefetch_used: Flights started by a prefetch that served a query.
+        prefetch_wasted: Flights that brought a vector and left the map without serving a query.
+        query_ready: Queries answered at once from a finished flight.
+        query_joined: Queries that waited for a flight already running.
+        query_claimed: Queries that found their flight queued and ran it themselves.
+        query_missed: Queries that found nothing and called the model.
+        query_recovered: Queries (counted above, too) that were answered by a call of their own
+            after the flight they had joined failed.
+        query_failed: Queries (counted above, too) that ended in an error of the model.
+        hidden_seconds: Embedding time that no query waited for, over flights that a prefetch
+            started, at the first query served.
+        exposed_seconds: What queries waited, joining a flight or running it themselves.
+    """
+
+    prefetch_started: int = 0
+    prefetch_deduplicated: int = 0
+    prefetch_dropped: int = 0
+    prefetch_succeeded: int = 0
+    prefetch_failed: int = 0
+    prefetch_withdrawn: int = 0
+    prefetch_retried: int = 0
+    prefetch_used: int = 0
+    prefetch_wasted: int = 0
+    query_ready: int = 0
+    query_joined: int = 0
+    query_claimed: int = 0
+    query_missed: int = 0
+    query_recovered: int = 0
+    query_failed: int = 0
+    hidden_seconds: float = 0.0
+    exposed_seconds: float = 0.0
+
+    def __sub__(self, earlier: PrefetchStats) -> PrefetchStats:
+        """Return what happened between `earlier` and this snapshot."""
+        return PrefetchStats(
+            *(
+                getattr(self, field.name) - getattr(earlier, field.name)
+                for field in dataclasses.fields(self)
+            )
+        )
+
+
+class Counters:
+    """The running counts behind `PrefetchStats`; whoever owns them holds the lock."""
+
+    __slots__ = tuple(field.name for field in dataclasses.fields(PrefetchStats))
+
+    prefetch_started: int
+    prefetch_deduplicated: int
+    prefetch_dropped: int
+    prefetch_succeeded: int
+    prefetch_failed: int
+    prefetch_withdrawn: int
+    prefetch_retried: int
+    prefetch_used: int
+    prefetch_wasted: int
+    query_ready: int
+    query_joined: int
+    query_claimed: int
+    query_missed: int
+    query_recovered: int
+    query_failed: int
+    hidden_seconds: float
+    exposed_seconds: float
+
+    def __init__(self) -> None:
+        for field in dataclasses.fields(PrefetchStats):
+            setattr(self, field.name, field.default)
+
+    def snapshot(self) -> PrefetchStats:
+        """Return the counts as they stand."""
+        return PrefetchStats(*(getattr(self, name) for name in self.__slots__))
+
+
+class RecentDurations:
+    """The last durations of successful calls, in seconds; whoever owns them holds the lock."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=DURATIONS_KEPT)
+
+    def add(self, seconds: float) -> None:
+        """Remember one more duration."""
+        self._seconds.append(seconds)
+
+    def remaining(self, elapsed: float) -> float:
+        """Return the median time left, in seconds, of a call that has run for `elapsed` seconds.
+
+        Only calls that lasted longer than `elapsed` tell something about it. Where none did, it is
+        a straggler, and the best guess is that it lasts as long again.
+        """
+        if not self._seconds:
+            return max(0.0, UNKNOWN_DURATION - elapsed)
+        longer = sorted(seconds for seconds in self._seconds if seconds > elapsed)
+        if not longer:
+            return elapsed
+        return longer[len(longer) // 2] - elapsed

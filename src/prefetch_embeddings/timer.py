@@ -1,0 +1,119 @@
+"""One thread that calls functions later: pauses between attempts, debounces, hedges."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LINGER_SECONDS: Final = 5.0
+"""How long the thread waits for a next call before it ends."""
+
+
+class Handle:
+    """A call to come; `cancel` it as often as you like."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """Call it off; no effect once it runs."""
+        self.call = None
+
+
+class Scheduler(Protocol):
+    """What calls functions later. `Timer` does; tests bring others."""
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Handle:
+        """Call `call()` in `seconds` seconds. `call` must be quick and must not raise."""
+
+    def close(self) -> None:
+        """Call off everything."""
+
+    def reset_after_fork(self) -> None:
+        """Start anew in a forked child."""
+
+
+class Timer:
+    """A heap of calls to come, and one daemon thread while there are any.
+
+    Invariant: while `_heap` is not empty there is a thread, and it sleeps no longer than until
+    the earliest entry; who puts in an earlier one wakes it.
+    """
+
+    def __init__(self) -> None:
+        self.reset_after_fork()
+
+    def reset_after_fork(self) -> None:
+        """Start anew: in a forked child the thread does not exist."""
+        self._changed = threading.Condition(threading.Lock())
+        # Guarded by _changed:
+        self._heap: list[tuple[float, int, Handle]] = []
+        self._order = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Handle:
+        """Call `call()` from the timer's thread in `seconds` seconds.
+
+        After `close`, and at interpreter exit, when no thread can be started, it never comes.
+        """
+        handle = Handle(call)
+        due = time.monotonic() + seconds
+        start = None
+        with self._changed:
+            if self._closed:
+                return handle
+            heapq.heappush(self._heap, (due, next(self._order), handle))
+            if self._thread is None:
+                start = self._thread = threading.Thread(
+                    target=self._work, name="prefetch-embeddings-timer", daemon=True
+                )
+            elif self._heap[0][2] is handle:
+                self._changed.notify()
+        if start is not None:
+            try:
+                start.start()
+            except RuntimeError:
+                with self._changed:
+                    self._thread = None
+        return handle
+
+    def close(self) -> None:
+        """Call off everything and let the thread end."""
+        with self._changed:
+            self._closed = True
+            self._heap.clear()
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while (handle := self._next()) is not None:
+            if (call := handle.call) is not None:
+                call()
+            del handle, call
+
+    def _next(self) -> Handle | None:
+        """Sleep until a call is due and return it; None when there was none for a while."""
+        with self._changed:
+            lingered = False
+            while True:
+                now = time.monotonic()
+                if self._heap:
+                    due, _, handle = self._heap[0]
+                    if due <= now:
+                        heapq.heappop(self._heap)
+                        return handle
+                    lingered = False
+                    self._changed.wait(due - now)
+                elif lingered or self._closed:
+                    self._thread = None
+                    return None
+                else:
+                    lingered = not self._changed.wait(LINGER_SECONDS)

@@ -1,0 +1,56 @@
+"""What all tests share: wrappers that are closed and checked for leaks after every test."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from langchain_core.embeddings import Embeddings
+
+from prefetch_embeddings import PrefetchingEmbeddings
+from prefetch_embeddings.testing import (
+    ManualPrefetchingEmbeddings,
+    ScriptedEmbeddings,
+    assert_no_leaks,
+)
+
+if interval := os.environ.get("SWITCH_INTERVAL"):  # hunts for races: 1e-6 switches all the time
+    sys.setswitchinterval(float(interval))
+
+
+@pytest.fixture
+def model() -> ScriptedEmbeddings:
+    return ScriptedEmbeddings()
+
+
+@pytest.fixture
+def wrap() -> Iterator[Callable[..., PrefetchingEmbeddings]]:
+    """Makes wrappers with real threads; checks each after the test."""
+    made: list[PrefetchingEmbeddings] = []
+
+    def make(model: Embeddings, **options: Any) -> PrefetchingEmbeddings:
+        made.append(PrefetchingEmbeddings(model, **options))
+        return made[-1]
+
+    yield make
+    for embeddings in made:
+        embeddings.close()
+        assert_no_leaks(embeddings)
+
+
+@pytest.fixture
+def manual() -> Iterator[Callable[..., ManualPrefetchingEmbeddings]]:
+    """Makes wrappers whose background and time the test drives; checks each after the test."""
+    made: list[ManualPrefetchingEmbeddings] = []
+
+    def make(model: Embeddings, **options: Any) -> ManualPrefetchingEmbeddings:
+        made.append(ManualPrefetchingEmbeddings(model, **options))
+        return made[-1]
+
+    yield make
+    for embeddings in made:
+        embeddings.close()
+        assert_no_leaks(embeddings)
