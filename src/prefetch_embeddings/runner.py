@@ -332,14 +332,14 @@ class FlightRunner(Generic[V]):
         """Run a flight once; True if another attempt is due."""
         try:
             value = await self._aload(flight.text)
-        except GeneratorExit:
-            # The collector destroys a task whose loop is gone, at any moment, perhaps within the
-            # map's own lock: touch nothing. Waiters notice by themselves.
-            raise
         except asyncio.CancelledError as error:
             self._fail(flight, error)
             raise
-        except BaseException as error:  # noqa: BLE001 - the flight carries it
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and _current_task() is not flight.task:
+                # Not the model: the collector destroys a task whose loop is gone. It may do so at
+                # any moment, even within the map's lock: touch nothing. Waiters notice themselves.
+                raise
             return self._fail(flight, error)
         self._complete(flight, value)
         return False
@@ -569,6 +569,13 @@ def _ended(flight: Flight[Any], timeout: float | None) -> bool:
 def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
     except RuntimeError:
         return None
 
