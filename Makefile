@@ -1,0 +1,40 @@
+# `make demo` and `make test` need Python >= 3.11 and nothing else: each makes its own environment.
+PYTHON ?= python3
+VENVS ?= .
+DEMO := $(VENVS)/.venv-demo
+TEST := $(VENVS)/.venv-test
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo   a voice bot's turn with and without prefetching, side by side"
+	@echo "make test   linters, type checks and all tests"
+	@echo "make bench  the benchmark table"
+	@echo "make clean  remove the environments"
+
+demo: $(DEMO)/installed
+	$(DEMO)/bin/python -m examples.voice_bot $(ARGS)
+
+test: lint
+	$(TEST)/bin/python -m pytest $(ARGS)
+
+lint: $(TEST)/installed
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/mypy
+
+bench: $(TEST)/installed
+	$(TEST)/bin/python -m benchmarks $(ARGS)
+
+$(DEMO)/installed: pyproject.toml
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/pip install --quiet --disable-pip-version-check --editable '.[examples]'
+	@touch $@
+
+$(TEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(TEST)
+	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[lint]'
+	@touch $@
+
+clean:
+	rm -rf $(DEMO) $(TEST)

@@ -1,0 +1,1 @@
+"""Measurements: one command, one table. `python -m benchmarks`, or `make bench`."""

@@ -1,0 +1,75 @@
+"""A query whose vector is ready, beside the least that any cache must do."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from cachetools import TTLCache
+from langchain_classic.embeddings import CacheBackedEmbeddings
+from langchain_core.stores import InMemoryByteStore
+
+from benchmarks.models import PausingEmbeddings
+from benchmarks.table import Row, best_of_interleaved
+from prefetch_embeddings import PrefetchingEmbeddings
+
+TEXTS = [f"question {i}" for i in range(100)]
+PASSES = 10
+
+
+def measure() -> list[Row]:
+    """Compare a hit with a bare locked `TTLCache`, and with `CacheBackedEmbeddings`."""
+    embeddings = PrefetchingEmbeddings(PausingEmbeddings())
+    cache: TTLCache[str, list[float]] = TTLCache(1024, 300.0)
+    lock = threading.Lock()
+    peer = CacheBackedEmbeddings.from_bytes_store(
+        PausingEmbeddings(), InMemoryByteStore(), namespace="bench", query_embedding_cache=True,
+        key_encoder="blake2b",
+    )  # fmt: skip
+    for text in TEXTS:
+        cache[text] = embeddings.embed_query(text)
+        peer.embed_query(text)
+
+    def bare() -> None:
+        for _ in range(PASSES):
+            for text in TEXTS:
+                with lock:
+                    vector = cache[text]
+                vector.copy()
+
+    def ours() -> None:
+        embed = embeddings.embed_query
+        for _ in range(PASSES):
+            for text in TEXTS:
+                embed(text)
+
+    async def hits() -> None:
+        embed = embeddings.aembed_query
+        for _ in range(PASSES):
+            for text in TEXTS:
+                await embed(text)
+
+    loop = asyncio.new_event_loop()
+
+    def ours_async() -> None:
+        loop.run_until_complete(hits())
+
+    def theirs() -> None:
+        for text in TEXTS[:20]:
+            peer.embed_query(text)
+
+    best = best_of_interleaved([bare, ours, ours_async, theirs], rounds=25)
+    loop.close()
+    embeddings.close()
+    floor, sync, in_loop = (each / (PASSES * len(TEXTS)) * 1e6 for each in best[:3])
+    cached = best[3] / 20 * 1e6
+    return [
+        Row("hit, `embed_query` / bare locked `TTLCache` + `list.copy`", sync / floor, "x", 2.0,
+            f"{sync:.2f} µs / {floor:.2f} µs"),
+        Row("hit, `aembed_query` / the same", in_loop / floor, "x", 2.5,
+            f"{in_loop:.2f} µs / {floor:.2f} µs"),
+        Row("hit, `CacheBackedEmbeddings` in memory / `embed_query`", cached / sync, "x", 80.0,
+            f"{cached:.0f} µs / {sync:.2f} µs", at_least=True),
+        Row("hit, `CacheBackedEmbeddings` in memory / `aembed_query`", cached / in_loop, "x", 80.0,
+            f"{cached:.0f} µs / {in_loop:.2f} µs", at_least=True),
+    ]  # fmt: skip

@@ -1,0 +1,99 @@
+"""What stands in for Asterisk, the language model and speech synthesis. Not to be copied.
+
+They only take their time, so that a turn lasts as long as a real one.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+
+
+@dataclass(frozen=True)
+class Durations:
+    """How long the parts of a turn take besides the embedding, in seconds.
+
+    Args:
+        pause: Silence before the filler.
+        filler: The filler phrase.
+        llm: From the prompt to the answer's first sentence.
+        tts: From a sentence to its audio.
+    """
+
+    pause: float = 0.20
+    filler: float = 0.80
+    llm: float = 0.85
+    tts: float = 0.50
+
+    def scaled(self, factor: float) -> "Durations":
+        """All of them, multiplied."""
+        return Durations(
+            self.pause * factor, self.filler * factor, self.llm * factor, self.tts * factor
+        )
+
+    @property
+    def filler_in_all(self) -> float:
+        """From the final transcript to the end of the filler: a prefetch's head start."""
+        return self.pause + self.filler
+
+
+FILLER = b"one moment, please"
+
+
+@dataclass
+class StandInChannel:
+    """Stands in for an Asterisk channel: keeps when it began to play what.
+
+    The filler takes its time; the answer's audio is over at once, since the measurement ends where
+    it begins.
+    """
+
+    filler_seconds: float
+    played: list[tuple[float, bytes]] = field(default_factory=list)
+
+    async def play(self, audio: bytes) -> None:
+        """Play audio to its end."""
+        self.played.append((time.perf_counter(), audio))
+        if audio == FILLER:
+            await asyncio.sleep(self.filler_seconds)
+
+
+@dataclass(frozen=True)
+class StandInTextToSpeech:
+    """Stands in for speech synthesis."""
+
+    seconds: float
+
+    async def synthesise(self, text: str) -> bytes:
+        """Take the time of a synthesis; the audio is the text itself."""
+        await asyncio.sleep(self.seconds)
+        return text.encode()
+
+
+class StandInLLM(BaseChatModel):
+    """Stands in for a chat model: reads out the first sentence that it is given."""
+
+    seconds: float
+
+    @property
+    def _llm_type(self) -> str:
+        return "stand-in"
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        raise NotImplementedError("the voice bot streams")
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        *args: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        await asyncio.sleep(self.seconds)
+        _, passage, *_ = messages[0].text.split("\n\n")
+        sentence, _, _ = passage.partition(". ")
+        yield ChatGenerationChunk(message=AIMessageChunk(content=sentence))
