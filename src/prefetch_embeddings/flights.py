@@ -508,6 +508,16 @@ class FlightMap(Generic[V]):
             _publish(flight)
         return flight
 
+    def withdraw(self, key: Hashable) -> Flight[V] | None:
+        """End the key's flight if it is still queued and nobody waits for it."""
+        with self._lock:
+            flight = self._by_key.get(key)
+            if flight is None or flight.state is not State.QUEUED or flight.waiters:
+                return None
+            self._end(flight, State.FAILED, AbandonedError())
+        _publish(flight)
+        return flight
+
     def clear(self) -> list[Flight[V]]:
         """Take every flight out of the map, as `forget` does.
 

@@ -220,6 +220,14 @@ class FlightRunner(Generic[V]):
         self._withdraw(flight)
         return True
 
+    def withdraw(self, key: Hashable) -> bool:
+        """Take back a prefetch that has not begun to run; True if it was so."""
+        flight = self._flights.withdraw(key)
+        if flight is None:
+            return False
+        self._withdraw(flight)
+        return True
+
     def clear(self) -> None:
         """Take everything out of the map."""
         for flight in self._flights.clear():
