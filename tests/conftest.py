@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 from langchain_core.embeddings import Embeddings
 
@@ -16,6 +17,10 @@ from prefetch_embeddings.testing import (
     ScriptedEmbeddings,
     assert_no_leaks,
 )
+
+# A time bound on a test case is one that a loaded machine breaks.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 if interval := os.environ.get("SWITCH_INTERVAL"):  # hunts for races: 1e-6 switches all the time
     sys.setswitchinterval(float(interval))

@@ -9,7 +9,7 @@ import pytest
 
 from prefetch_embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.testing import ScriptedEmbeddings
-from tests.helpers import auntil
+from tests.helpers import Call, auntil
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 
@@ -132,3 +132,31 @@ async def test_a_cancelled_waiter_of_a_failing_flight_disturbs_nobody(
     assert await stays == model.vector("q")
     stats = embeddings.stats()
     assert (stats.query_joined, stats.query_recovered, stats.query_failed) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("how", ["aembed_query", "await_for_prefetch"])
+def test_a_waiter_that_the_collector_destroys_takes_no_lock(
+    wrap: Wrap, model: ScriptedEmbeddings, how: str
+) -> None:
+    # The collector may run in a thread that holds the lock of the map.
+    embeddings = wrap(model)
+    gate = model.hold("q")
+    loop = asyncio.new_event_loop()
+    embeddings.prefetch("q")
+    gate.wait_until_entered()
+    waiter = getattr(embeddings, how)("q")
+
+    async def begin() -> None:
+        waiter.send(None)
+
+    loop.run_until_complete(begin())
+    loop.close()
+
+    def destroy() -> None:
+        with embeddings._flights._lock:
+            waiter.close()
+
+    Call(destroy).result()
+    gate.open()
+    assert embeddings.embed_query("q") == model.vector("q")
+    assert embeddings.stats().prefetch_used == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import traceback
 from collections.abc import Callable
 from typing import Self
@@ -92,9 +93,23 @@ class _WantsMoreError(Exception):
         self.detail = detail
 
 
+@dataclasses.dataclass(frozen=True)
+class _FrozenError(Exception):
+    code: int
+
+
+class _SlottedError(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @pytest.mark.parametrize(
     "error",
     [
+        _FrozenError(5),
         ValueError("plain"),
         _WantsMoreError(7, detail="keyword-only"),
         _rate_limit(),
@@ -106,8 +121,8 @@ class _WantsMoreError(Exception):
     ids=lambda error: type(error).__name__,
 )
 def test_a_copy_says_what_the_original_says(error: Exception) -> None:
-    error.__cause__ = TypeError("the cause")
-    error.add_note("a note")
+    BaseException.__setattr__(error, "__cause__", TypeError("the cause"))
+    object.__setattr__(error, "__notes__", ["a note"])
     twin = own_copy(error, None)
     assert twin is not error
     assert type(twin) is type(error)
@@ -115,6 +130,28 @@ def test_a_copy_says_what_the_original_says(error: Exception) -> None:
     assert twin.args == error.args
     assert twin.__cause__ is error.__cause__
     assert vars(twin) == vars(error)
+
+
+def test_a_copy_has_what_stands_in_slots_and_notes_of_its_own() -> None:
+    error = _SlottedError("message", 7)
+    error.add_note("the model's")
+    twin = own_copy(error, None)
+    assert isinstance(twin, _SlottedError)
+    assert twin.code == 7
+    twin.add_note("the caller's")
+    assert error.__notes__ == ["the model's"]
+
+
+def test_a_frozen_exception_reaches_everybody(wrap: Wrap, model: ScriptedEmbeddings) -> None:
+    embeddings = wrap(model)
+    gate = model.hold("q")
+    model.fail("q", _FrozenError(5))
+    owner = Call(embeddings.embed_query, "q")
+    gate.wait_until_entered()
+    joined = Call(embeddings.embed_query, "q")
+    until(lambda: embeddings.stats().query_joined == 1)
+    gate.open()
+    assert owner.error() == joined.error() == _FrozenError(5)
 
 
 def test_an_exception_that_cannot_be_copied_is_still_raised() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prefetch_embeddings import PrefetchingEmbeddings
+from prefetch_embeddings import PrefetchEvent, PrefetchFailed, PrefetchingEmbeddings
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 from tests.helpers import Call, auntil, until
 
@@ -169,3 +169,46 @@ def test_nothing_to_wait_for(manual: Manual, model: ScriptedEmbeddings, when: st
         embeddings.executor.run_all()
     assert embeddings.wait_for_prefetch("q") is False
     assert asyncio.run(embeddings.await_for_prefetch("q")) is False
+
+
+@pytest.mark.parametrize("then", ["fails", "is closed"])
+def test_waiters_share_one_call_however_late_they_wake(
+    wrap: Wrap, model: ScriptedEmbeddings, then: str
+) -> None:
+    # The call that all of them share may be over before the last of them has woken up.
+    embeddings = wrap(model)
+    gate = model.hold("q")
+    if then == "fails":
+        model.fail("q", PrefetchError(), *(QueryError() for _ in range(64)))
+    embeddings.prefetch("q")
+    gate.wait_until_entered()
+    queries = [Call(embeddings.embed_query, "q") for _ in range(64)]
+    until(lambda: embeddings.stats().query_joined == 64)
+    if then == "fails":
+        gate.open()
+        assert {type(query.error()) for query in queries} == {QueryError}
+    else:
+        embeddings.close()
+        assert all(query.result() == model.vector("q") for query in queries)
+    assert model.calls_for("q") == 2
+    gate.open()
+
+
+def test_a_query_recovers_even_if_the_text_is_prefetched_over_and_over(
+    wrap: Wrap, model: ScriptedEmbeddings
+) -> None:
+    def again(event: PrefetchEvent) -> None:
+        if isinstance(event, PrefetchFailed):
+            embeddings.prefetch("q")
+
+    embeddings = wrap(model, attempts=1, on_event=again)
+    gate = model.hold("q")
+    model.fail("q", *(PrefetchError() for _ in range(200)))
+    embeddings.prefetch("q")
+    gate.wait_until_entered()
+    query = Call(embeddings.embed_query, "q")
+    until(lambda: embeddings.stats().query_joined == 1)
+    gate.open()
+    query.error()
+    assert embeddings.stats().query_failed == 1
+    embeddings.close()

@@ -137,3 +137,18 @@ def test_forget_tells_whether_there_was_anything(manual: Manual, model: Scripted
     embeddings.embed_query("q")
     embeddings.time.advance(11.0)
     assert embeddings.forget("q") is False
+
+
+def test_forgetting_a_queued_flight_leaves_it_to_those_who_wait_for_it(
+    wrap: Wrap, model: ScriptedEmbeddings
+) -> None:
+    embeddings = wrap(model, max_workers=1)
+    gate = model.hold("first")
+    embeddings.prefetch("first")
+    gate.wait_until_entered()
+    embeddings.prefetch("q")
+    waiting = Call(embeddings.wait_for_prefetch, "q", 60.0)
+    until(lambda: embeddings._flights._by_key["q"].waiters == 1)
+    assert embeddings.forget("q")
+    gate.open()
+    assert waiting.result() is True

@@ -51,7 +51,7 @@ def test_a_batch_that_was_claimed_whole_leaves_the_queue(
 
 def test_each_text_takes_a_place_in_the_queue(manual: Manual, model: ScriptedEmbeddings) -> None:
     embeddings = manual(model, symmetric=True, max_workers=1, max_pending=2)
-    assert embeddings.prefetch_many("abcd") == [STARTED] * 3 + [DROPPED]
+    assert embeddings.prefetch_many(list("abcd")) == [STARTED] * 3 + [DROPPED]
 
 
 def test_what_fails_together_is_tried_again_together(

@@ -10,9 +10,11 @@ from prefetch_embeddings.events import (
     QueryServed,
 )
 from prefetch_embeddings.flights import PrefetchOutcome
+from prefetch_embeddings.hedging import Hedge
 from prefetch_embeddings.stats import PrefetchStats
 
 __all__ = [
+    "Hedge",
     "PrefetchDropped",
     "PrefetchEvent",
     "PrefetchFailed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from prefetch_embeddings.events import PrefetchEvent
+    from prefetch_embeddings.hedging import Hedge
+    from prefetch_embeddings.misses import Miss
     from prefetch_embeddings.stats import PrefetchStats
 
 WARM_UP_TEXT = "warm-up"
@@ -57,6 +60,7 @@ class PrefetchingEmbeddings(Embeddings):
         attempts: int = 2,
         match: Callable[[str], Hashable] | None = None,
         symmetric: bool = False,
+        hedge: Hedge | None = None,
         on_event: Callable[[PrefetchEvent], None] | None = None,
     ) -> None:
         """Wrap a model.
@@ -73,6 +77,8 @@ class PrefetchingEmbeddings(Embeddings):
                 By default texts are the same if they are equal.
             symmetric: Whether the model embeds queries and documents alike. Then `prefetch_many`
                 makes one call of `embed_documents`.
+            hedge: When a call that somebody waits for gets a second one beside it; by default
+                never. With it, queries call the model in threads of the wrapper's.
             on_event: Is called with each event, in the thread where it happens, and should be
                 quick. What it raises is logged and ignored.
 
@@ -98,6 +104,7 @@ class PrefetchingEmbeddings(Embeddings):
             capacity=max_pending + max_workers,
             max_on_loops=max_pending,
             attempts=attempts,
+            hedge=hedge,
             clock=self._clock(),
         )
         self._runner = FlightRunner(
@@ -105,8 +112,9 @@ class PrefetchingEmbeddings(Embeddings):
             load=self._load,
             aload=self._aload,
             load_many=self._load_many if symmetric else None,
-            native_async=type(underlying_embeddings).aembed_query is not Embeddings.aembed_query,
+            native_async=_embeds_on_loops(underlying_embeddings),
             executor=self._executor(max_workers),
+            aside=None if hedge is None else WorkerPool(sys.maxsize),
             scheduler=self._scheduler(),
             reporter=self._reporter,
         )
@@ -156,8 +164,10 @@ class PrefetchingEmbeddings(Embeddings):
             An outcome for each text, in order.
 
         Raises:
-            TypeError: If one of the texts is not a `str`; nothing is started then.
+            TypeError: If one of the texts is not a `str`, or `texts` is one; nothing is started.
         """
+        if isinstance(texts, str):
+            raise TypeError("texts must be several texts, not one str")
         return self._runner.prefetch_many([(self._key(text), text) for text in texts])
 
     async def aprefetch(self, text: str) -> PrefetchOutcome:
@@ -198,7 +208,11 @@ class PrefetchingEmbeddings(Embeddings):
         return self._runner.wait(self._key(text), timeout)
 
     async def await_for_prefetch(self, text: str, timeout: float | None = None) -> bool:
-        """Do what `wait_for_prefetch` does, without blocking the loop."""
+        """Do what `wait_for_prefetch` does, without blocking the loop.
+
+        A prefetch that is still queued is run at once, by the model's async method, also with a
+        timeout.
+        """
         return await self._runner.await_(self._key(text), timeout)
 
     def is_ready(self, text: str) -> bool:
@@ -220,6 +234,21 @@ class PrefetchingEmbeddings(Embeddings):
         """
         return self._flights.expected_wait(self._key(text))
 
+    def explain_miss(self, text: str) -> Miss | None:
+        """Tell why a query for `text` missed, or would miss: what was prefetched that is like it.
+
+        Takes some milliseconds; meant for looking into a poor rate of hits. The same is logged at
+        DEBUG level with every query that misses.
+
+        Returns:
+            The reason and the nearest recent prefetch that no query used, as digests; None if
+            there is a prefetch that the query can use.
+
+        Raises:
+            TypeError: If `text` is not a `str`.
+        """
+        return self._runner.explain_miss(self._key(text), text)
+
     # --- LangChain -----------------------------------------------------------------------------
 
     def embed_query(self, text: str, **kwargs: Any) -> list[float]:
@@ -238,9 +267,9 @@ class PrefetchingEmbeddings(Embeddings):
             RuntimeError: If the model, while it embeds a text, asks for that text.
         """
         if kwargs:
-            return self._model.embed_query(text, **kwargs)
+            return _own(self._model.embed_query(text, **kwargs))
         key = self._key(text)
-        flight = self._flights.ready(key)
+        flight = self._flights.ready(key, text)
         if flight is None:
             return self._runner.get(key, text).copy()
         if self._reporter.listening:
@@ -253,9 +282,9 @@ class PrefetchingEmbeddings(Embeddings):
         Cancelling the caller leaves the work, and everybody else who waits for it, alone.
         """
         if kwargs:
-            return await self._model.aembed_query(text, **kwargs)
+            return _own(await self._model.aembed_query(text, **kwargs))
         key = self._key(text)
-        flight = self._flights.ready(key)
+        flight = self._flights.ready(key, text)
         if flight is None:
             return (await self._runner.aget(key, text)).copy()
         if self._reporter.listening:
@@ -264,11 +293,11 @@ class PrefetchingEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
         """Pass documents straight through to the model."""
-        return self._model.embed_documents(texts, **kwargs)
+        return [_own(vector) for vector in self._model.embed_documents(texts, **kwargs)]
 
     async def aembed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
         """Pass documents straight through to the model's async method."""
-        return await self._model.aembed_documents(texts, **kwargs)
+        return [_own(vector) for vector in await self._model.aembed_documents(texts, **kwargs)]
 
     # --- Housekeeping --------------------------------------------------------------------------
 
@@ -346,13 +375,24 @@ class PrefetchingEmbeddings(Embeddings):
             raise TypeError(f"text must be a str, not {type(text).__name__}")
         return text if self._match is None else self._match(text)
 
-    # Each gives lists that nobody else holds: the model may keep, and reuse, what it returns.
-
     def _load(self, text: str) -> list[float]:
-        return list(self._model.embed_query(text))
+        return _own(self._model.embed_query(text))
 
     async def _aload(self, text: str) -> list[float]:
-        return list(await self._model.aembed_query(text))
+        return _own(await self._model.aembed_query(text))
 
     def _load_many(self, texts: list[str]) -> list[list[float]]:
-        return [list(vector) for vector in self._model.embed_documents(texts)]
+        return [_own(vector) for vector in self._model.embed_documents(texts)]
+
+
+def _own(vector: Any) -> list[float]:
+    """Return a list that nobody else holds: the model may keep, and reuse, what it returned."""
+    if hasattr(vector, "tolist"):  # of an array's own floats, Python's
+        return list(vector.tolist())
+    return list(vector)
+
+
+def _embeds_on_loops(model: Embeddings) -> bool:
+    """Tell whether a model has an async side of its own. LangChain's default is a thread."""
+    method = getattr(type(model), "aembed_query", None)
+    return method is not Embeddings.aembed_query and hasattr(model, "aembed_query")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from asyncio import CancelledError
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Reporter:
             return
         try:
             self._listener(event)
-        except Exception as error:  # noqa: BLE001 - a listener must not harm a query
+        except (Exception, CancelledError) as error:  # noqa: BLE001 - it must not harm a query
             # The class alone: a chained message could quote the text.
             logger.error(  # noqa: TRY400
                 "on_event raised %s on %s", type(error).__name__, type(event).__name__

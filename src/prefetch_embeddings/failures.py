@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,17 +21,38 @@ def own_copy(error: Exception, traceback: TracebackType | None) -> Exception:
         error: The exception that the model raised.
         traceback: Its traceback when the flight failed.
     """
-    try:
-        twin = copy.copy(error)
-    except Exception:  # noqa: BLE001 - constructors may want more than `args`
-        twin = error
-    if twin is error or type(twin) is not type(error) or twin.args != error.args:
-        try:
-            twin = type(error).__new__(type(error), *error.args)
-            twin.__dict__.update(error.__dict__)
-        except Exception:  # noqa: BLE001 - classes that cannot even be made bare
-            twin = error
-    twin.__cause__ = error.__cause__
-    twin.__context__ = error.__context__
-    twin.__suppress_context__ = error.__suppress_context__
+    twin = _twin(error)
+    if twin is None:
+        return error
     return twin.with_traceback(traceback)
+
+
+def _twin(error: Exception) -> Exception | None:
+    """Return a copy, None where there can be none."""
+    kind = type(error)
+    with suppress(Exception):  # constructors may want more than `args`, or refuse to be changed
+        twin = copy.copy(error)
+        if type(twin) is kind and twin is not error and twin.args == error.args:
+            return _completed(twin, error)
+    with suppress(Exception):
+        return _completed(kind.__new__(kind, *error.args), error)
+    return None
+
+
+def _completed(twin: Exception, error: Exception) -> Exception:
+    """Give `twin` what neither a constructor nor `args` carries."""
+    for name in (name for kind in type(error).__mro__ for name in _slots(kind)):
+        if hasattr(error, name):
+            object.__setattr__(twin, name, getattr(error, name))
+    vars(twin).update(vars(error))
+    if hasattr(error, "__notes__"):
+        object.__setattr__(twin, "__notes__", list(error.__notes__))  # each may add its own
+    BaseException.__setattr__(twin, "__cause__", error.__cause__)
+    BaseException.__setattr__(twin, "__context__", error.__context__)
+    BaseException.__setattr__(twin, "__suppress_context__", error.__suppress_context__)
+    return twin
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import enum
 import threading
+from collections import deque
 from collections.abc import Hashable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from cachetools import TTLCache
 
+from prefetch_embeddings.hedging import LEAST_DURATIONS, Budget
 from prefetch_embeddings.stats import Counters, PrefetchStats, RecentDurations
 
 if TYPE_CHECKING:
@@ -31,7 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
+    from prefetch_embeddings.hedging import Hedge
+
 V = TypeVar("V")
+
+UNUSED_KEPT: Final = 256
+"""How many prefetched texts that no query used are remembered, to tell why queries missed."""
 
 
 class PrefetchOutcome(enum.StrEnum):
@@ -98,8 +105,12 @@ class Flight(Generic[V]):
     started_at = 0.0  # when it was last claimed
     for_query = False  # whether a query claimed it
     loop: asyncio.AbstractEventLoop | None = None  # the loop that runs it
+    runners = 0  # calls under way for it: one, or more if somebody would not wait for that one
+    tasks: tuple[asyncio.Task[None], ...] = ()  # asyncio itself keeps tasks only weakly
     waiters = 0  # queries and explicit waits that have not parted from it
     served = False  # whether any query got its value
+    first_query_at: float | None = None  # when the first of the queries that wait came
+    successor: Flight[V] | None = None  # the one flight by which its waiters recover
     held = True  # whether it is in the map
 
     # Made under the map's lock for the first to wait, and completed once the flight has ended.
@@ -111,11 +122,6 @@ class Flight(Generic[V]):
     error: BaseException | None = None
     traceback: TracebackType | None = None
     finished_at = 0.0
-
-    # Written by the loop's thread alone; asyncio itself keeps tasks only weakly:
-    task: asyncio.Task[None] | None = None
-    # Written once by a thread of the loop's executor, read by anybody:
-    executor_passed = False
 
     def __init__(
         self,
@@ -141,6 +147,16 @@ class Flight(Generic[V]):
     def duration(self) -> float:
         """Seconds its last run took."""
         return self.finished_at - self.started_at
+
+
+class Unused(NamedTuple):
+    """A prefetched text that no query has used."""
+
+    key: Hashable
+    text: str
+    asked_at: float
+    held: bool
+    """Whether its flight is in the map, ready or under way."""
 
 
 class Batch(Generic[V]):
@@ -186,6 +202,7 @@ class FlightMap(Generic[V]):
         capacity: Background flights queued and on workers, all told.
         max_on_loops: Background flights under way on event loops.
         attempts: Tries of a background flight that nobody waits for.
+        hedge: When a flight that is waited for gets a second runner; None for never.
         clock: A monotonic clock, in seconds.
     """
 
@@ -197,6 +214,7 @@ class FlightMap(Generic[V]):
         capacity: int,
         max_on_loops: int,
         attempts: int,
+        hedge: Hedge | None,
         clock: Callable[[], float],
     ) -> None:
         self._ttl: Final = ttl
@@ -204,6 +222,7 @@ class FlightMap(Generic[V]):
         self._capacity: Final = capacity
         self._max_on_loops: Final = max_on_loops
         self._attempts: Final = attempts
+        self._hedge: Final = hedge
         self.clock: Final = clock
         self._closed = False  # guarded by _lock
         self.reset_after_fork()
@@ -218,20 +237,26 @@ class FlightMap(Generic[V]):
         self._queued: set[Flight[V]] = set()  # those for workers; between attempts included
         self._busy = 0  # workers that run a flight
         self._on_loops: set[Flight[V]] = set()  # background flights that event loops run
+        self._lost: deque[Unused] = deque(maxlen=UNUSED_KEPT)  # left the map, or failed, unused
         self._counts = Counters()
+        # Appended to without the lock, see `leave_later`:
+        self._deferred: deque[tuple[Flight[V], str, float, End]] = deque()
         self._durations = RecentDurations()
+        self._budget = None if self._hedge is None else Budget(self._hedge.budget)
 
     # --- Queries -------------------------------------------------------------------------------
 
-    def ready(self, key: Hashable) -> Flight[V] | None:
+    def ready(self, key: Hashable, text: str) -> Flight[V] | None:
         """Serve a query from a ready flight, or return None. The hot path."""
         with self._lock:
             flight = self._by_key.get(key)
             if flight is None or flight.state is not State.DONE or not self._touch(flight):
                 return None
             self._counts.query_ready += 1
+            if flight.text != text:
+                self._counts.query_matched += 1
             if not flight.served:
-                self._first_served(flight, 0.0)
+                self._first_served(flight)
             return flight
 
     def enter(
@@ -240,21 +265,38 @@ class FlightMap(Generic[V]):
         text: str,
         *,
         loop: asyncio.AbstractEventLoop | None = None,
-        recovering: bool = False,
+        after: Flight[V] | None = None,
     ) -> tuple[Flight[V], Met]:
         """Take a query in: hand it the flight of its key, a new one if there is none.
 
         A flight that was CLAIMED or MISSED is the caller's to run. In every case the caller waits
         for it from now on, and must `leave` it.
 
+        All who recover from one flight do so by one other, its successor, even those who come when
+        that has ended, too. It is never one that a prefetch runs: that could fail them again.
+
         Args:
             key: The query's key.
             text: The query's text, which a flight that it runs will load.
             loop: The event loop on which the caller would run it.
-            recovering: Whether the query was counted before, when it met a flight that failed.
+            after: The flight that failed the query, which was counted there.
         """
         with self._lock:
-            flight = self._look_up(key)
+            self._settle_deferred()
+            if after is not None and after.successor is not None:
+                heir = after.successor
+                self._attend(heir)
+                return heir, Met.READY if heir.state is State.DONE else Met.JOINED
+            found = self._look_up(key)
+            if (
+                after is not None
+                and found is not None
+                and found.state is State.RUNNING
+                and not found.for_query
+            ):
+                self._let_go(found)
+                found = None
+            flight = found
             if flight is None:
                 met = Met.MISSED
                 flight = self._by_key[key] = Flight(key, text, False, self.clock(), None)  # noqa: FBT003
@@ -268,7 +310,11 @@ class FlightMap(Generic[V]):
             else:
                 met = Met.JOINED
             self._attend(flight)
-            if not recovering:
+            if flight.first_query_at is None and not flight.ended:
+                flight.first_query_at = self.clock()
+            if after is not None:
+                after.successor = flight
+            else:
                 counts = self._counts
                 if met is Met.READY:
                     counts.query_ready += 1
@@ -280,20 +326,18 @@ class FlightMap(Generic[V]):
                     counts.query_missed += 1
             return flight, met
 
-    def leave(self, flight: Flight[V], waited: float, end: End) -> None:
-        """Part a query from a flight that it entered, after `waited` seconds."""
+    def leave(self, flight: Flight[V], text: str, waited: float, end: End) -> None:
+        """Part the query for `text` from a flight that it entered, after `waited` seconds."""
         with self._lock:
-            flight.waiters -= 1
-            counts = self._counts
-            counts.exposed_seconds += waited
-            if end is End.RECOVERED:
-                counts.query_recovered += 1
-            elif end is End.FAILED:
-                counts.query_failed += 1
-            if end in (End.SERVED, End.RECOVERED) and not flight.served:
-                self._first_served(flight, waited)
-            else:
-                self._count_if_wasted(flight)
+            self._leave(flight, text, waited, end)
+
+    def leave_later(self, flight: Flight[V], text: str, waited: float, end: End) -> None:
+        """Do what `leave` does, but with the next query or look.
+
+        For a waiter that the garbage collector destroys: that can happen at any moment, also while
+        this very thread holds the lock.
+        """
+        self._deferred.append((flight, text, waited, end))
 
     # --- Prefetches ----------------------------------------------------------------------------
 
@@ -336,10 +380,10 @@ class FlightMap(Generic[V]):
                 if outcome is not None:
                     return outcome, flight
                 if len(self._on_loops) >= self._max_on_loops:
-                    dead = [f for f in self._on_loops if f.loop is None or f.loop.is_closed()]
+                    dead = [f for f in self._on_loops if not (f.loop and f.loop.is_running())]
                     for each in dead:
                         self._end(each, State.FAILED, AbandonedError())
-                if self._closed or len(self._on_loops) >= self._max_on_loops:
+                if len(self._on_loops) >= self._max_on_loops:
                     self._counts.prefetch_dropped += 1
                     return PrefetchOutcome.DROPPED, None
                 flight = self._add(key, text, None)
@@ -395,12 +439,19 @@ class FlightMap(Generic[V]):
 
     # --- Ends ----------------------------------------------------------------------------------
 
-    def complete(self, flight: Flight[V], value: V) -> bool:
-        """Finish a running flight; False, and no effect, if it has ended already."""
+    def complete(self, flight: Flight[V], value: V, *, hedge: bool = False) -> bool:
+        """Finish a running flight; False, and no effect, if it has ended already.
+
+        Args:
+            flight: The flight.
+            value: Its value.
+            hedge: Whether its second runner brings it.
+        """
         with self._lock:
             if flight.state is not State.RUNNING:
                 return False
             flight.value = value
+            self._counts.hedge_won += hedge
             self._end(flight, State.DONE)
         _publish(flight)
         return True
@@ -410,10 +461,13 @@ class FlightMap(Generic[V]):
 
         Returns:
             QUEUED if the flight's runner is to see to another attempt, FAILED if this was the end
-            of it, None (and no effect) if it had ended already.
+            of it, None if it goes on without this runner, or had ended already.
         """
         with self._lock:
             if flight.state is not State.RUNNING:
+                return None
+            flight.runners -= 1
+            if flight.runners:
                 return None
             if (
                 flight.by_prefetch
@@ -441,6 +495,54 @@ class FlightMap(Generic[V]):
             self._end(flight, State.FAILED, AbandonedError())
         _publish(flight)
         return True
+
+    # --- Hedges --------------------------------------------------------------------------------
+
+    def hedge_due_in(self, flight: Flight[V]) -> float | None:
+        """Return in how many seconds a flight gets its second runner; None for never."""
+        with self._lock:
+            hedge = self._hedge
+            if hedge is None or flight.state is not State.RUNNING:
+                return None
+            after = hedge.after
+            if hedge.quantile is not None:
+                if len(self._durations) < LEAST_DURATIONS:
+                    return None
+                after = self._durations.quantile(hedge.quantile)
+            return None if after is None else after - (self.clock() - flight.started_at)
+
+    def hold_task(self, flight: Flight[V], task: asyncio.Task[None]) -> None:
+        """Keep a task alive as long as the flight that it runs."""
+        with self._lock:
+            if not flight.ended:
+                flight.tasks = (*flight.tasks, task)
+
+    def join_runners(self, flight: Flight[V]) -> bool:
+        """Admit a waiter that runs a flight itself, beside a runner that it gave up on."""
+        with self._lock:
+            if flight.state is not State.RUNNING:
+                return False
+            flight.runners += 1
+            return True
+
+    def add_hedge(self, flight: Flight[V]) -> bool:
+        """Admit a second runner to a flight that somebody waits for, if the budget has one."""
+        with self._lock:
+            if flight.state is not State.RUNNING or flight.runners != 1 or not flight.waiters:
+                return False
+            if self._budget is None or not self._budget.take():
+                self._counts.hedge_denied += 1
+                return False
+            self._counts.hedge_started += 1
+            flight.runners += 1
+            return True
+
+    def remove_hedge(self, flight: Flight[V]) -> None:
+        """Take back an admitted second runner that could not be had."""
+        with self._lock:
+            if flight.state is State.RUNNING:
+                flight.runners -= 1
+            self._counts.hedge_started -= 1
 
     # --- Explicit waits and looks --------------------------------------------------------------
 
@@ -489,9 +591,20 @@ class FlightMap(Generic[V]):
                 elapsed = self.clock() - flight.started_at
             return self._durations.remaining(elapsed)
 
+    def unused(self) -> list[Unused]:
+        """Return the most recent prefetches that no query uses; those in the map come last."""
+        with self._lock:
+            held = [
+                Unused(flight.key, flight.text, flight.asked_at, held=True)
+                for flight in self._by_key.values()
+                if flight.by_prefetch and not flight.served and not flight.waiters
+            ]
+            return [*self._lost, *held][-UNUSED_KEPT:]
+
     def stats(self) -> PrefetchStats:
         """Return the counts; what has outlived its time counts as gone."""
         with self._lock:
+            self._settle_deferred()
             self._ready.expire()
             return self._counts.snapshot()
 
@@ -501,6 +614,8 @@ class FlightMap(Generic[V]):
         """Take the key's flight out of the map; who waits for it still gets its value."""
         with self._lock:
             flight = self._look_up(key)
+            kept = [lost for lost in self._lost if lost.key != key]
+            self._lost = deque(kept, maxlen=UNUSED_KEPT)
             if flight is None:
                 return None
             withdrawn = self._let_go(flight)
@@ -527,6 +642,7 @@ class FlightMap(Generic[V]):
         with self._lock:
             self._ready.expire()
             withdrawn = [flight for flight in [*self._by_key.values()] if self._let_go(flight)]
+            self._lost.clear()
         for flight in withdrawn:
             _publish(flight)
         return withdrawn
@@ -540,7 +656,7 @@ class FlightMap(Generic[V]):
         """Begin nothing more, keep nothing more, and end every flight that no query runs.
 
         Returns:
-            The flights that were ended while a loop ran them.
+            The flights that this ended.
         """
         with self._lock:
             self._closed = True
@@ -552,9 +668,10 @@ class FlightMap(Generic[V]):
                 elif not flight.for_query:
                     self._end(flight, State.FAILED, AbandonedError())
                     ended.append(flight)
+            self._lost.clear()
         for flight in ended:
             _publish(flight)
-        return [flight for flight in ended if flight.loop is not None]
+        return ended
 
     # --- Under the lock ------------------------------------------------------------------------
 
@@ -582,7 +699,7 @@ class FlightMap(Generic[V]):
 
     def _find(self, key: Hashable, text: str) -> tuple[PrefetchOutcome | None, Flight[V] | None]:
         """Return what settles a prefetch at once, and count it; None if nothing does."""
-        if not text or text.isspace():
+        if self._closed or not text or text.isspace():
             self._counts.prefetch_dropped += 1
             return PrefetchOutcome.DROPPED, None
         flight = self._look_up(key)
@@ -597,7 +714,7 @@ class FlightMap(Generic[V]):
     ) -> tuple[PrefetchOutcome, Flight[V] | None]:
         # Counting workers in, not just the queue, makes the bound independent of how fast a
         # worker thread wakes up.
-        if self._closed or len(self._queued) + self._busy >= self._capacity:
+        if len(self._queued) + self._busy >= self._capacity:
             self._counts.prefetch_dropped += 1
             return PrefetchOutcome.DROPPED, None
         flight = self._add(key, text, context)
@@ -619,8 +736,11 @@ class FlightMap(Generic[V]):
         flight.state = State.RUNNING
         flight.for_query = for_query
         flight.loop = loop
+        flight.runners = 1
         flight.attempt += 1
         flight.started_at = self.clock()
+        if self._budget is not None:
+            self._budget.pay_in()
 
     def _end(self, flight: Flight[V], state: State, error: BaseException | None = None) -> None:
         """Take an unfinished flight to its end; the caller publishes it after the lock."""
@@ -641,11 +761,11 @@ class FlightMap(Generic[V]):
                 counts.prefetch_failed += 1
             elif flight.by_prefetch:
                 counts.prefetch_withdrawn += 1
-        if flight.held:
-            if state is State.DONE and not self._closed:
-                self._ready[flight.key] = flight
-            else:
-                self._remove(flight)
+            self._note_if_lost(flight)
+        if state is not State.DONE or self._closed:
+            self._remove(flight)
+        elif self._by_key.get(flight.key) is flight:
+            self._ready[flight.key] = flight
         self._count_if_wasted(flight)
 
     def _remove(self, flight: Flight[V]) -> None:
@@ -670,14 +790,48 @@ class FlightMap(Generic[V]):
 
     def _left(self, flight: Flight[V]) -> None:
         """Note that a ready flight has left for age or for size."""
+        self._note_if_lost(flight)
         self._remove(flight)
         self._count_if_wasted(flight)
 
-    def _first_served(self, flight: Flight[V], waited: float) -> None:
+    def _leave(self, flight: Flight[V], text: str, waited: float, end: End) -> None:
+        flight.waiters -= 1
+        counts = self._counts
+        counts.exposed_seconds += waited
+        if end is End.RECOVERED:
+            counts.query_recovered += 1
+        elif end is End.FAILED:
+            counts.query_failed += 1
+        served = end in (End.SERVED, End.RECOVERED)
+        counts.query_matched += served and flight.text != text
+        if served and not flight.served:
+            self._first_served(flight)
+        elif not flight.waiters and not flight.ended:
+            flight.first_query_at = None  # the queries that came have gone, unserved
+        self._count_if_wasted(flight)
+
+    def _settle_deferred(self) -> None:
+        while self._deferred:
+            self._leave(*self._deferred.popleft())
+
+    def _first_served(self, flight: Flight[V]) -> None:
         flight.served = True
         if flight.by_prefetch:
             self._counts.prefetch_used += 1
-            self._counts.hidden_seconds += max(0.0, flight.duration - waited)
+            came = flight.first_query_at
+            exposed = 0.0 if came is None else max(0.0, flight.finished_at - came)
+            self._counts.hidden_seconds += max(0.0, flight.duration - exposed)
+
+    def _note_if_lost(self, flight: Flight[V]) -> None:
+        """Remember the text of a prefetch that is about to leave the map unused."""
+        if (
+            flight.by_prefetch
+            and flight.held
+            and not flight.for_query
+            and not flight.served
+            and not flight.waiters
+        ):
+            self._lost.append(Unused(flight.key, flight.text, flight.asked_at, held=False))
 
     def _count_if_wasted(self, flight: Flight[V]) -> None:
         """Count a flight whose value nobody got and nobody can get any more.

@@ -16,7 +16,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from prefetch_embeddings import waits
+from prefetch_embeddings import loops, misses, waits
 from prefetch_embeddings.failures import own_copy
 from prefetch_embeddings.flights import (
     AbandonedError,
@@ -42,12 +42,6 @@ V = TypeVar("V")
 RETRY_PAUSE: Final = 0.2
 """Seconds before the second attempt in the background, doubled for each further one."""
 
-LOOK_SECONDS: Final = 0.05
-"""How often a waiter looks after the loop that runs its flight."""
-
-PATIENCE_SECONDS: Final = 1.0
-"""How long a loop, or its executor, may be silent before a waiter gives up on it."""
-
 
 class FlightRunner(Generic[V]):
     """Gets values by key, through flights.
@@ -59,6 +53,8 @@ class FlightRunner(Generic[V]):
         load_many: Loads several at once; None if texts are loaded one by one.
         native_async: Whether `aload` has a client of its own, and needs no thread.
         executor: Runs prefetches.
+        aside: With hedging, runs what queries would run themselves, and second calls, each at
+            once; None without hedging.
         scheduler: Wakes flights that pause between attempts.
         reporter: Is told what happens.
     """
@@ -72,6 +68,7 @@ class FlightRunner(Generic[V]):
         load_many: Callable[[list[str]], Sequence[V]] | None,
         native_async: bool,
         executor: Executor,
+        aside: Executor | None,
         scheduler: Scheduler,
         reporter: Reporter,
     ) -> None:
@@ -81,6 +78,7 @@ class FlightRunner(Generic[V]):
         self._load_many: Final = load_many
         self._native_async: Final = native_async
         self._executor: Final = executor
+        self._aside: Final = aside
         self._scheduler: Final = scheduler
         self._reporter: Final = reporter
         _runners.add(self)
@@ -89,6 +87,8 @@ class FlightRunner(Generic[V]):
         """Start anew in a forked child: an empty map, and threads of its own."""
         self._flights.reset_after_fork()
         self._executor.reset_after_fork()
+        if self._aside is not None:
+            self._aside.reset_after_fork()
         self._scheduler.reset_after_fork()
 
     # --- Queries -------------------------------------------------------------------------------
@@ -102,11 +102,11 @@ class FlightRunner(Generic[V]):
         """
         query = _Query(self._flights, self._reporter, key, text)
         while True:
-            with query as flight, waits.waiting_for(flight):
+            with query as flight, waits.waiting_for(flight, mine=query.mine):
                 if query.mine:
-                    self._run_inline(flight)
-                else:
-                    self._join(flight, None)
+                    self._run(flight)
+                    query.handed_over = True
+                self._join(flight, None)
                 if query.settle():
                     return flight.value
 
@@ -118,9 +118,10 @@ class FlightRunner(Generic[V]):
         loop = asyncio.get_running_loop()
         query = _Query(self._flights, self._reporter, key, text, loop)
         while True:
-            with query as flight, waits.waiting_for(flight):
+            with query as flight, waits.waiting_for(flight, mine=query.mine):
                 if query.mine:
                     self._launch(flight, loop)
+                    query.handed_over = True
                 await self._ajoin(flight, None)
                 if query.settle():
                     return flight.value
@@ -153,6 +154,8 @@ class FlightRunner(Generic[V]):
                 else outcome
                 for outcome in outcomes
             ]
+        if batch.flights:
+            self._withdraw(batch.flights[0])  # if all were claimed before they came into the queue
         for (_, text), outcome in zip(items, outcomes, strict=True):
             if outcome is PrefetchOutcome.DROPPED:
                 self._reporter.dropped(text)
@@ -185,13 +188,16 @@ class FlightRunner(Generic[V]):
         if flight is None:
             return False
         try:
-            with waits.waiting_for(flight):
+            with waits.waiting_for(flight, mine=mine):
                 if mine:
-                    self._run_inline(flight)
-                elif flight.loop is None or _running_loop() is None:
+                    self._run(flight)
+                    mine = False
+                if flight.loop is None or flight.loop is not loops.running_loop():
                     self._join(flight, timeout)
-                # else: this thread's loop cannot turn while it waits
+                # else: the loop that runs it cannot turn while this thread waits
         finally:
+            if mine:  # interrupted before the call could even begin
+                self._flights.abandon(flight)
             self._flights.unattend(flight)
         return flight.state is State.DONE
 
@@ -202,23 +208,42 @@ class FlightRunner(Generic[V]):
         if flight is None:
             return False
         try:
-            with waits.waiting_for(flight):
+            with waits.waiting_for(flight, mine=mine):
                 if mine:
                     self._launch(flight, loop)
                 await self._ajoin(flight, timeout)
-        finally:
+        except GeneratorExit:
+            self._flights.leave_later(flight, flight.text, 0.0, End.GONE)
+            raise
+        except BaseException:
             self._flights.unattend(flight)
+            raise
+        self._flights.unattend(flight)
         return flight.state is State.DONE
+
+    # --- Looks ---------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The monotonic clock that everything goes by, in seconds."""
+        return self._flights.clock
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call `call()` in `seconds` seconds, from the one thread that all delays share."""
+        self._scheduler.call_later(seconds, call)
+
+    def explain_miss(self, key: Hashable, text: str) -> misses.Miss | None:
+        """Tell why a query for `text` finds no flight; None if a prefetch is there for it."""
+        return misses.explain(key, text, self._flights)
 
     # --- Removal -------------------------------------------------------------------------------
 
     def forget(self, key: Hashable) -> bool:
         """Take `key` out of the map; True if it was there."""
         flight = self._flights.forget(key)
-        if flight is None:
-            return False
-        self._withdraw(flight)
-        return True
+        if flight is not None and flight.ended:  # else it runs, or somebody waits for its turn
+            self._withdraw(flight)
+        return flight is not None
 
     def withdraw(self, key: Hashable) -> bool:
         """Take back a prefetch that has not begun to run; True if it was so."""
@@ -236,8 +261,10 @@ class FlightRunner(Generic[V]):
     def close(self) -> None:
         """End what is under way in the background; begin nothing more."""
         for flight in self._flights.close():
-            _cancel_task(flight)
+            self._drop(flight)
         self._executor.close()
+        if self._aside is not None:
+            self._aside.close()
         self._scheduler.close()
 
     # --- Running in a worker -------------------------------------------------------------------
@@ -261,9 +288,11 @@ class FlightRunner(Generic[V]):
         flights = self._flights.claim(job.flights if isinstance(job, Batch) else (job,))
         if not flights:
             return
-        context = flights[0].context or contextvars.Context()
+        context = flights[0].context
         try:
-            context.run(self._attempt, flights, together=isinstance(job, Batch))
+            (contextvars.Context() if context is None else context).run(
+                self._attempt, flights, together=isinstance(job, Batch)
+            )
         except BaseException:  # noqa: BLE001 - whatever it is, no flight may stay unfinished
             for flight in flights:
                 self._flights.abandon(flight)
@@ -297,12 +326,26 @@ class FlightRunner(Generic[V]):
             for flight in flights:
                 self._flights.abandon(flight, only_queued=True)
 
-    # --- Running in the waiter's own thread ----------------------------------------------------
+    # --- Running for a waiter in a thread ------------------------------------------------------
 
-    def _run_inline(self, flight: Flight[V]) -> None:
-        """Run a claimed flight here. An `Exception` stays with the flight."""
+    def _run(self, flight: Flight[V]) -> None:
+        """Run a claimed flight for the calling thread: inline, or aside if it may be hedged."""
         if flight.by_prefetch:
             self._withdraw(flight)
+        if self._aside is None or not self._run_aside(flight, hedge=False):
+            self._run_inline(flight)
+
+    def _run_aside(self, flight: Flight[V], *, hedge: bool) -> bool:
+        """Run a flight in a thread of its own, which may hang; False if none can be had."""
+        context = contextvars.copy_context()
+
+        def run(job: object) -> None:  # noqa: ARG001 - a job is only a name here
+            context.run(self._run_inline, flight, hedge=hedge)
+
+        return self._aside is not None and self._aside.submit(object(), run)
+
+    def _run_inline(self, flight: Flight[V], *, hedge: bool = False) -> None:
+        """Run a claimed flight here. An `Exception` stays with the flight."""
         try:
             with waits.running_together((flight,)):
                 value = self._load(flight.text)
@@ -312,7 +355,7 @@ class FlightRunner(Generic[V]):
             self._fail(flight, error)
             raise
         else:
-            self._complete(flight, value)
+            self._complete(flight, value, hedge=hedge)
 
     # --- Running on an event loop --------------------------------------------------------------
 
@@ -320,11 +363,9 @@ class FlightRunner(Generic[V]):
         """Run a claimed flight in a task of its own, which no waiter's cancellation reaches."""
         if flight.by_prefetch:
             self._withdraw(flight)
-        flight.task = loop.create_task(self._fly_on_loop(flight, loop))
-        loop.call_soon(_probe_executor, flight, loop)
+        self._flights.hold_task(flight, loop.create_task(self._fly_on_loop(flight, loop)))
 
     async def _fly_on_loop(self, flight: Flight[V], loop: asyncio.AbstractEventLoop) -> None:
-        waits.running.set(flight)  # in this task's own context
         try:
             while await self._attempt_on_loop(flight):
                 await asyncio.sleep(_pause(flight))
@@ -333,31 +374,66 @@ class FlightRunner(Generic[V]):
         except asyncio.CancelledError:
             self._flights.abandon(flight, only_queued=True)
             raise
-        finally:
-            flight.task = None
 
-    async def _attempt_on_loop(self, flight: Flight[V]) -> bool:
-        """Run a flight once; True if another attempt is due."""
+    async def _run_beside(self, flight: Flight[V], *, hedge: bool) -> None:
+        """Run a flight on the running loop, beside its first runner."""
+        await self._attempt_on_loop(flight, hedge=hedge)
+
+    async def _attempt_on_loop(self, flight: Flight[V], *, hedge: bool = False) -> bool:
+        """Run a flight once, in the current task; True if another attempt is due."""
+        waits.running.set(flight)  # in this task's own context
+        task = asyncio.current_task()
         try:
             value = await self._aload(flight.text)
         except asyncio.CancelledError as error:
             self._fail(flight, error)
             raise
         except BaseException as error:
-            if isinstance(error, GeneratorExit) and _current_task() is not flight.task:
+            if isinstance(error, GeneratorExit) and loops.current_task() is not task:
                 # Not the model: the collector destroys a task whose loop is gone. It may do so at
                 # any moment, even within the map's lock: touch nothing. Waiters notice themselves.
                 raise
             return self._fail(flight, error)
-        self._complete(flight, value)
+        self._complete(flight, value, hedge=hedge)
         return False
+
+    # --- Hedging -------------------------------------------------------------------------------
+
+    def _arm_hedge(self, flight: Flight[V]) -> None:
+        """See to it that a flight which somebody waits for does not take too long."""
+        if self._aside is None:
+            return
+        seconds = self._flights.hedge_due_in(flight)
+        if seconds is not None:
+            self._scheduler.call_later(max(0.0, seconds), lambda: self._hedge(flight))
+
+    def _hedge(self, flight: Flight[V]) -> None:
+        """Give a flight that is still running its second runner, of the kind of its first."""
+        if not self._flights.add_hedge(flight):
+            return
+        loop = flight.loop
+        if loop is None:
+            if not self._run_aside(flight, hedge=True):
+                self._flights.remove_hedge(flight)
+            return
+
+        def launch() -> None:
+            self._flights.hold_task(flight, loop.create_task(self._run_beside(flight, hedge=True)))
+
+        try:
+            loop.call_soon_threadsafe(launch)
+        except RuntimeError:  # closed: the flight's waiters will notice
+            self._flights.remove_hedge(flight)
 
     # --- Ends ----------------------------------------------------------------------------------
 
-    def _complete(self, flight: Flight[V], value: V) -> None:
-        if self._flights.complete(flight, value) and flight.by_prefetch:
+    def _complete(self, flight: Flight[V], value: V, *, hedge: bool = False) -> None:
+        if not self._flights.complete(flight, value, hedge=hedge):
+            return
+        if flight.by_prefetch:
             seconds = flight.finished_at - flight.asked_at
             self._reporter.succeeded(flight.text, seconds, flight.attempt)
+        _cancel_tasks(flight)  # slower runners need not go on
 
     def _fail(self, flight: Flight[V], error: BaseException) -> bool:
         """Take in a failed run; True if its runner is to try again."""
@@ -370,7 +446,13 @@ class FlightRunner(Generic[V]):
 
     def _abandon(self, flight: Flight[V]) -> None:
         if self._flights.abandon(flight):
-            _cancel_task(flight)
+            self._drop(flight)
+
+    def _drop(self, flight: Flight[V]) -> None:
+        """Let go of a flight that was abandoned while it was under way."""
+        _cancel_tasks(flight)
+        if flight.by_prefetch and not flight.for_query and flight.error is not None:
+            self._reporter.failed(flight.text, flight.error, flight.attempt, will_retry=False)
 
     def _abandon_if_dead(self, flight: Flight[V] | None) -> bool:
         """Abandon a flight whose loop has closed; True if it was so."""
@@ -383,24 +465,31 @@ class FlightRunner(Generic[V]):
 
     def _join(self, flight: Flight[V], timeout: float | None) -> None:
         """Block until a flight has ended, or for `timeout` seconds."""
-        if flight.loop is None:
+        self._arm_hedge(flight)
+        loop = flight.loop
+        if loop is None or flight.ended:
             _ended(flight, timeout)
             return
-        if _running_loop() is not None:
-            # This thread's loop stands still while it waits. Whatever loop runs the flight may,
-            # right now, wait for this one.
-            self._abandon(flight)
+        if loop is loops.running_loop():
+            self._abandon(flight)  # it cannot get anywhere while this thread waits
             return
-        watch = _LoopWatch(flight, for_thread=True)
         give_up_at = None if timeout is None else time.monotonic() + timeout
-        while True:
-            look = LOOK_SECONDS
-            if give_up_at is not None:
-                look = min(look, give_up_at - time.monotonic())
-            if look <= 0 or _ended(flight, look):
-                return
-            if watch.stranded():
-                self._abandon(flight)
+        helped = False
+        with loops.standing_aside(loop) as told:
+            watch = loops.LoopWatch(loop, through_executor=not told)
+            while True:
+                look = loops.LOOK_SECONDS
+                if give_up_at is not None:
+                    look = min(look, give_up_at - time.monotonic())
+                if look <= 0 or _ended(flight, look):
+                    return
+                sign = watch.look()
+                if sign is loops.Sign.DEAD:
+                    self._abandon(flight)
+                elif sign is loops.Sign.SILENT and timeout is None and not helped:
+                    helped = True
+                    if self._flights.join_runners(flight):
+                        self._run_inline(flight)
 
     async def _ajoin(self, flight: Flight[V], timeout: float | None) -> None:
         """Wait until a flight has ended, or for `timeout` seconds."""
@@ -418,22 +507,30 @@ class FlightRunner(Generic[V]):
         if flight.future is None:  # it had ended when the waiter came
             return
         flight.future.add_done_callback(on_ended)
+        self._arm_hedge(flight)
         if flight.loop is None or flight.loop is loop:
             if timeout is None:
                 await ended
             else:
                 await asyncio.wait((ended,), timeout=timeout)
             return
-        watch = _LoopWatch(flight, for_thread=False)
+        watch = loops.LoopWatch(flight.loop, through_executor=False)
         give_up_at = None if timeout is None else time.monotonic() + timeout
+        helped = False
         while True:
-            look = LOOK_SECONDS
+            look = loops.LOOK_SECONDS
             if give_up_at is not None:
                 look = min(look, give_up_at - time.monotonic())
             if look <= 0 or (await asyncio.wait((ended,), timeout=look))[0]:
                 return
-            if watch.stranded():
+            sign = watch.look()
+            if sign is loops.Sign.DEAD:
                 self._abandon(flight)
+            elif sign is loops.Sign.SILENT and timeout is None and not helped:
+                helped = True
+                if self._flights.join_runners(flight):
+                    task = loop.create_task(self._run_beside(flight, hedge=False))
+                    self._flights.hold_task(flight, task)
 
 
 class _Query(Generic[V]):
@@ -457,16 +554,19 @@ class _Query(Generic[V]):
         self._loop = loop
         self._began = flights.clock()
         self._met: Met | None = None  # what it met first
-        self._recovering = False
+        self._after: Flight[V] | None = None  # the flight that failed it
         self.mine = False
         """Whether the flight is this query's to run."""
+        self.handed_over = False
+        """Whether somebody runs that flight now."""
 
     def __enter__(self) -> Flight[V]:
         self._flight, met = self._flights.enter(
-            self._key, self._text, loop=self._loop, recovering=self._recovering
+            self._key, self._text, loop=self._loop, after=self._after
         )
         self._met = self._met or met
         self.mine = met in (Met.CLAIMED, Met.MISSED)
+        self.handed_over = False
         self._served = False
         return self._flight
 
@@ -495,73 +595,29 @@ class _Query(Generic[V]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: object
     ) -> None:
+        flight = self._flight
         if self._served:
-            end = End.RECOVERED if self._recovering else End.SERVED
+            end = End.SERVED if self._after is None else End.RECOVERED
         else:
             end = End.FAILED if isinstance(error, Exception) else End.GONE
         # A query that goes on to recover counts its whole wait there.
         goes_on = not self._served and error is None
         waited = 0.0 if goes_on else self._flights.clock() - self._began
-        self._flights.leave(self._flight, waited, end)
-        self._recovering = goes_on
-        if self._served and self._met is not None:
+        if isinstance(error, GeneratorExit):
+            self._flights.leave_later(flight, self._text, waited, end)
+            return
+        if self.mine and not self.handed_over and not flight.ended:
+            self._flights.abandon(flight)  # interrupted before the call could even begin
+        self._flights.leave(flight, self._text, waited, end)
+        if goes_on:
+            self._after = flight
+        elif self._served and self._met is not None:
             recovered = end is End.RECOVERED
             self._reporter.served(self._text, self._met.value, waited, recovered=recovered)
         elif isinstance(error, Exception):
             self._reporter.query_failed(self._text, error, waited)
-
-
-class _LoopWatch:
-    """Tells whether the loop that runs a flight still gets anywhere.
-
-    A loop that was stopped or closed does not. Nor does one whose thread is blocked, perhaps by
-    the very query that waits. And a flight can be stuck behind threads: a model that hands part of
-    its async work to the loop's default executor (as LangChain's default does, and OpenAI's
-    tokenizer) never proceeds while queries block all of that executor's threads, waiting for it.
-    Hence `_probe_executor`: as long as what was put in line right behind the flight's first step
-    has not run, neither has, maybe, the flight's own.
-    """
-
-    def __init__(self, flight: Flight[Any], *, for_thread: bool) -> None:
-        self._flight = flight
-        self._for_thread = for_thread
-        self._since = time.monotonic()
-        self._asked_at = 0.0
-        self._answered = True
-
-    def stranded(self) -> bool:
-        """Tell whether to give up on the flight; to be asked every now and then."""
-        loop = self._flight.loop
-        if loop is None:
-            return False
-        now = time.monotonic()
-        if self._for_thread and not self._flight.executor_passed:
-            return now - self._since > PATIENCE_SECONDS
-        try:
-            if loop.is_closed() or not loop.is_running():
-                return True
-            if self._answered:
-                self._answered = False
-                self._asked_at = now
-                loop.call_soon_threadsafe(self._answer)
-        except RuntimeError:  # closed in between
-            return True
-        return now - self._asked_at > PATIENCE_SECONDS
-
-    def _answer(self) -> None:
-        self._answered = True
-
-
-def _probe_executor(flight: Flight[Any], loop: asyncio.AbstractEventLoop) -> None:
-    """Put a mark in line behind what the flight's first step handed to the loop's executor."""
-
-    def passed() -> None:
-        flight.executor_passed = True
-
-    try:
-        loop.run_in_executor(None, passed)
-    except RuntimeError:  # shut down: nothing can be stuck in it
-        passed()
+        if self._met is Met.MISSED and not goes_on:
+            misses.log_at_debug(self._key, self._text, self._flights)
 
 
 def _ended(flight: Flight[Any], timeout: float | None) -> bool:
@@ -574,25 +630,14 @@ def _ended(flight: Flight[Any], timeout: float | None) -> bool:
     return True
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
-
-
-def _cancel_task(flight: Flight[Any]) -> None:
-    task, loop = flight.task, flight.loop
-    if task is not None and loop is not None:
-        with suppress(RuntimeError):  # closed
-            loop.call_soon_threadsafe(task.cancel)
+def _cancel_tasks(flight: Flight[Any]) -> None:
+    """Cancel what still runs a flight that has ended, the current task excepted."""
+    tasks, flight.tasks = flight.tasks, ()
+    current = loops.current_task() if tasks else None
+    for task in tasks:
+        if task is not current:
+            with suppress(RuntimeError):  # its loop has closed
+                task.get_loop().call_soon_threadsafe(task.cancel)
 
 
 def _pause(flight: Flight[Any]) -> float:

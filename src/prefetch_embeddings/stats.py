@@ -40,6 +40,12 @@ class PrefetchStats:
         query_recovered: Queries (counted above, too) that were answered by a call of their own
             after the flight they had joined failed.
         query_failed: Queries (counted above, too) that ended in an error of the model.
+        query_matched: Queries (counted above, too) that were served by a flight of another text,
+            which `match` says is the same. The vector they got is that text's.
+        hedge_started: Second calls made beside one that took too long. Of the two results one is
+            ignored.
+        hedge_won: Second calls that brought the vector.
+        hedge_denied: Second calls that were due, and beyond the budget.
         hidden_seconds: Embedding time that no query waited for, over flights that a prefetch
             started, at the first query served.
         exposed_seconds: What queries waited, joining a flight or running it themselves.
@@ -60,6 +66,10 @@ class PrefetchStats:
     query_missed: int = 0
     query_recovered: int = 0
     query_failed: int = 0
+    query_matched: int = 0
+    hedge_started: int = 0
+    hedge_won: int = 0
+    hedge_denied: int = 0
     hidden_seconds: float = 0.0
     exposed_seconds: float = 0.0
 
@@ -93,6 +103,10 @@ class Counters:
     query_missed: int
     query_recovered: int
     query_failed: int
+    query_matched: int
+    hedge_started: int
+    hedge_won: int
+    hedge_denied: int
     hidden_seconds: float
     exposed_seconds: float
 
@@ -114,6 +128,15 @@ class RecentDurations:
     def add(self, seconds: float) -> None:
         """Remember one more duration."""
         self._seconds.append(seconds)
+
+    def __len__(self) -> int:
+        """Return how many are remembered."""
+        return len(self._seconds)
+
+    def quantile(self, q: float) -> float:
+        """Return the `q`-quantile in seconds; there must be durations."""
+        ordered = sorted(self._seconds)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * q))]
 
     def remaining(self, elapsed: float) -> float:
         """Return the median time left, in seconds, of a call that has run for `elapsed` seconds.

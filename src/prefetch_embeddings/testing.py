@@ -21,9 +21,9 @@ import heapq
 import itertools
 import threading
 import time
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.embeddings import Embeddings
 
@@ -34,6 +34,8 @@ from prefetch_embeddings.workers import WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
+
+T = TypeVar("T")
 
 __all__ = [
     "Gate",
@@ -114,11 +116,10 @@ class ScriptedEmbeddings(Embeddings):
     ) -> None:
         self.dimensions = dimensions
         self._delays = delays
-        self._lock = threading.Lock()
-        # Guarded by _lock:
+        # Changed by single atomic steps, without a lock that a fork could leave held:
         self._calls: list[tuple[str, tuple[str, ...]]] = []
-        self._failures: defaultdict[str, deque[BaseException]] = defaultdict(deque)
-        self._gates: defaultdict[str, deque[Gate]] = defaultdict(deque)
+        self._failures: dict[str, deque[BaseException]] = {}
+        self._gates: dict[str, deque[Gate]] = {}
 
     def vector(self, text: str) -> list[float]:
         """Return the right vector of `text`."""
@@ -127,21 +128,18 @@ class ScriptedEmbeddings(Embeddings):
 
     def fail(self, text: str, *errors: BaseException) -> None:
         """Make the next calls for `text` raise these errors, one each."""
-        with self._lock:
-            self._failures[text].extend(errors)
+        self._failures.setdefault(text, deque()).extend(errors)
 
     def hold(self, text: str) -> Gate:
         """Hold the next call for `text` until the returned gate is opened."""
         gate = Gate()
-        with self._lock:
-            self._gates[text].append(gate)
+        self._gates.setdefault(text, deque()).append(gate)
         return gate
 
     @property
     def calls(self) -> list[tuple[str, tuple[str, ...]]]:
         """The calls so far: the method's name and the texts."""
-        with self._lock:
-            return list(self._calls)
+        return list(self._calls)
 
     def calls_for(self, text: str) -> int:
         """Return how many calls asked for `text`."""
@@ -184,15 +182,23 @@ class ScriptedEmbeddings(Embeddings):
         return [self.vector(text) for text in texts]
 
     def _next(self, method: str, texts: list[str]) -> tuple[list[Gate], list[BaseException], float]:
-        with self._lock:
-            self._calls.append((method, tuple(texts)))
-            gates = [self._gates[text].popleft() for text in texts if self._gates[text]]
-            errors = [self._failures[text].popleft() for text in texts if self._failures[text]]
+        self._calls.append((method, tuple(texts)))
+        gates = _take(self._gates, texts)
+        errors = _take(self._failures, texts)
         if self._delays is None:
             return gates, errors, 0.0
         if callable(self._delays):
             return gates, errors, max(self._delays(text) for text in texts)
         return gates, errors, max(self._delays.get(text, 0.0) for text in texts)
+
+
+def _take(script: dict[str, deque[T]], texts: list[str]) -> list[T]:
+    """Take the next entry of each text that has one."""
+    taken = []
+    for text in texts:
+        with suppress(KeyError, IndexError):
+            taken.append(script[text].popleft())
+    return taken
 
 
 class ManualTime:

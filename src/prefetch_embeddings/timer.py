@@ -8,6 +8,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from prefetch_embeddings.events import logger
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -96,7 +98,10 @@ class Timer:
     def _work(self) -> None:
         while (handle := self._next()) is not None:
             if (call := handle.call) is not None:
-                call()
+                try:
+                    call()
+                except Exception as error:  # noqa: BLE001 - one bad call must not stop the others
+                    logger.error("a timed call raised %s", type(error).__name__)
             del handle, call
 
     def _next(self) -> Handle | None:

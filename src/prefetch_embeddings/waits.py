@@ -8,12 +8,12 @@ with a `RuntimeError` (without it, that question could never be answered).
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from collections import deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from prefetch_embeddings.flights import Flight
 
@@ -24,50 +24,80 @@ running: Final[ContextVar[Flight[Any] | None]] = ContextVar(
 
 _lock: Final = threading.Lock()
 _waits_for: Final[dict[Flight[Any], list[Flight[Any]]]] = {}  # guarded by _lock
+_ended: Final[deque[tuple[Flight[Any], Flight[Any]]]] = deque()  # to be taken off _waits_for
 
 
-@contextmanager
-def waiting_for(flight: Flight[Any]) -> Iterator[None]:
-    """Note for as long as the block lasts that the current code waits for `flight`.
+class waiting_for:  # noqa: N801 - reads as what it does, as contextlib's do
+    """Notes for as long as the block lasts that the current code waits for `flight`.
+
+    Args:
+        flight: The flight.
+        mine: Whether the current code is to run it. Then no ring can close.
 
     Raises:
         RuntimeError: If `flight` itself waits, over any number of steps, for the flight on whose
             behalf the current code runs.
     """
-    current = running.get()
-    if current is None:  # nobody waits for this code: no ring can close here
-        yield
-        return
-    with _lock:
-        if _reaches(flight, current):
-            raise RuntimeError(
-                "the model asked for a text that cannot be embedded before its own call returns"
-            )
-        _add(current, flight)
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_current", "_flight", "_mine")
+
+    def __init__(self, flight: Flight[Any], *, mine: bool) -> None:
+        self._flight = flight
+        self._mine = mine
+        self._current = running.get()  # if there is none, nobody waits for this code
+
+    def __enter__(self) -> None:
+        if self._current is None:
+            return
         with _lock:
-            _remove(current, flight)
+            _settle()
+            if not self._mine and _reaches(self._flight, self._current):
+                raise RuntimeError(
+                    "the model asked for a text that cannot be embedded before its own call returns"
+                )
+            _add(self._current, self._flight)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._current is None:
+            return
+        # A destroyed coroutine takes no lock: the thread that destroys it may hold this one.
+        _ended.append((self._current, self._flight))
+        if kind is not GeneratorExit:
+            with _lock:
+                _settle()
 
 
-@contextmanager
-def running_together(flights: Sequence[Flight[Any]]) -> Iterator[None]:
-    """Note for as long as the block lasts that its code runs on behalf of all of `flights`.
+class running_together:  # noqa: N801
+    """Notes for as long as the block lasts that its code runs on behalf of all of `flights`.
 
     The first stands for the call; the others wait for it.
     """
-    token = running.set(flights[0])
-    with _lock:
-        for other in flights[1:]:
-            _add(other, flights[0])
-    try:
-        yield
-    finally:
-        with _lock:
-            for other in flights[1:]:
-                _remove(other, flights[0])
-        running.reset(token)
+
+    __slots__ = ("_flights", "_token")
+
+    def __init__(self, flights: Sequence[Flight[Any]]) -> None:
+        self._flights = flights
+
+    def __enter__(self) -> None:
+        first, *others = self._flights
+        self._token = running.set(first)
+        if others:
+            with _lock:
+                for other in others:
+                    _add(other, first)
+
+    def __exit__(self, *_: object) -> None:
+        first, *others = self._flights
+        if others:
+            with _lock:
+                for other in others:
+                    _remove(other, first)
+        running.reset(self._token)
+
+
+def _settle() -> None:
+    while _ended:
+        _remove(*_ended.popleft())
 
 
 def _add(waiter: Flight[Any], flight: Flight[Any]) -> None:
@@ -101,3 +131,4 @@ def reset_after_fork() -> None:
     global _lock  # noqa: PLW0603
     _lock = threading.Lock()  # type: ignore[misc]
     _waits_for.clear()
+    _ended.clear()

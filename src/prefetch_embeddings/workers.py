@@ -110,11 +110,11 @@ class WorkerPool:
     def join(self, timeout: float) -> bool:
         """Wait, `timeout` seconds at the most, until no thread is left; True if so."""
         give_up_at = time.monotonic() + timeout
-        with self._lock:
-            threads = list(self._threads)
-        for thread in threads:
-            thread.join(max(0.0, give_up_at - time.monotonic()))
-        return not any(thread.is_alive() for thread in threads)
+        while self._threads:  # each takes itself out as its last step
+            if time.monotonic() > give_up_at:
+                return False
+            time.sleep(0.001)
+        return True
 
     def _work(self) -> None:
         while True:
