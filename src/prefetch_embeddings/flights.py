@@ -95,6 +95,7 @@ class Flight(Generic[V]):
     key: Hashable
     by_prefetch: bool
     asked_at: float
+    era: object  # of the map: a flight from before a fork is not counted after it
     job: Hashable  # what the executor queues: the flight itself, or the batch it is in
 
     # Guarded by the map's lock:
@@ -129,12 +130,14 @@ class Flight(Generic[V]):
         text: str,
         by_prefetch: bool,  # noqa: FBT001 - prefetching is to take microseconds
         asked_at: float,
+        era: object,
         context: contextvars.Context | None,
     ) -> None:
         self.key = key
         self.text = text
         self.by_prefetch = by_prefetch
         self.asked_at = asked_at
+        self.era = era
         self.context = context
         self.job = self
 
@@ -230,6 +233,7 @@ class FlightMap(Generic[V]):
     def reset_after_fork(self) -> None:
         """Start anew and empty: what was under way is under way in the parent."""
         self._lock = threading.Lock()
+        self._era = object()
         # Guarded by _lock:
         self._by_key: dict[Hashable, Flight[V]] = {}  # the map: flights under way, and ready ones
         self._ready = _ReadyFlights(self._max_entries, self._ttl, self.clock, self._left)
@@ -299,7 +303,7 @@ class FlightMap(Generic[V]):
             flight = found
             if flight is None:
                 met = Met.MISSED
-                flight = self._by_key[key] = Flight(key, text, False, self.clock(), None)  # noqa: FBT003
+                flight = self._by_key[key] = Flight(key, text, False, self.clock(), self._era, None)  # noqa: FBT003
                 self._start(flight, for_query=True, loop=loop)
             elif flight.state is State.DONE:
                 met = Met.READY
@@ -425,7 +429,7 @@ class FlightMap(Generic[V]):
     def worker_done(self) -> None:
         """Give back the place that `claim` took."""
         with self._lock:
-            self._busy -= 1
+            self._busy = max(0, self._busy - 1)  # a forked worker gives back what it left behind
 
     def reclaim(self, flight: Flight[V], loop: asyncio.AbstractEventLoop) -> bool:
         """Claim a flight that paused on `loop` after a failed attempt."""
@@ -723,7 +727,7 @@ class FlightMap(Generic[V]):
 
     def _add(self, key: Hashable, text: str, context: contextvars.Context | None) -> Flight[V]:
         self._counts.prefetch_started += 1
-        flight: Flight[V] = Flight(key, text, True, self.clock(), context)  # noqa: FBT003
+        flight: Flight[V] = Flight(key, text, True, self.clock(), self._era, context)  # noqa: FBT003
         self._by_key[key] = flight
         return flight
 
@@ -750,13 +754,16 @@ class FlightMap(Generic[V]):
         flight.state = state
         flight.finished_at = self.clock()
         flight.context = None
+        flight.error = error
+        flight.traceback = None if error is None else error.__traceback__
+        if flight.era is not self._era:
+            flight.held = False
+            return
         counts = self._counts
         if state is State.DONE:
             self._durations.add(flight.duration)
             counts.prefetch_succeeded += flight.by_prefetch
         else:
-            flight.error = error
-            flight.traceback = None if error is None else error.__traceback__
             if flight.by_prefetch and flight.attempt:
                 counts.prefetch_failed += 1
             elif flight.by_prefetch:
@@ -796,6 +803,8 @@ class FlightMap(Generic[V]):
 
     def _leave(self, flight: Flight[V], text: str, waited: float, end: End) -> None:
         flight.waiters -= 1
+        if flight.era is not self._era:
+            return
         counts = self._counts
         counts.exposed_seconds += waited
         if end is End.RECOVERED:
