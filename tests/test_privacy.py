@@ -13,6 +13,7 @@ from prefetch_embeddings import (
     PrefetchDropped,
     PrefetchEvent,
     PrefetchFailed,
+    PrefetchStarted,
     PrefetchSucceeded,
     QueryFailed,
     QueryServed,
@@ -44,7 +45,14 @@ def test_no_text_in_logs_or_events(
     embeddings.embed_query(SECRET)
     asyncio.run(embeddings.aembed_query(SECRET + "!"))
     kinds = {type(event) for event in events}
-    assert kinds == {PrefetchDropped, PrefetchFailed, PrefetchSucceeded, QueryFailed, QueryServed}
+    assert kinds == {
+        PrefetchDropped,
+        PrefetchFailed,
+        PrefetchStarted,
+        PrefetchSucceeded,
+        QueryFailed,
+        QueryServed,
+    }
     told = [repr(event) for event in events]
     told += [repr(vars(record)) + record.getMessage() for record in caplog.records]
     told += [repr(embeddings), repr(embeddings.stats())]
@@ -87,12 +95,18 @@ def test_events_tell_what_happened(manual: Manual, model: ScriptedEmbeddings) ->
     embeddings.executor.run_all()
     embeddings.embed_query("q")
     embeddings.embed_query("new")
-    named = (digest("q"), 1)
+    first = events[0]
+    assert isinstance(first, PrefetchStarted)
+    named = (digest("q"), 1, first.flight)
+    missed = events[-1]
+    assert isinstance(missed, QueryServed)
+    assert missed.flight != first.flight
     assert events == [
+        PrefetchStarted(*named),
         PrefetchFailed(*named, "ValueError", 1, will_retry=True),
         PrefetchSucceeded(*named, 1.0, 2),
         QueryServed(*named, "ready", 0.0),
-        QueryServed(digest("new"), 3, "missed", 0.0),
+        QueryServed(digest("new"), 3, missed.flight, "missed", 0.0),
     ]
     with pytest.raises(dataclasses.FrozenInstanceError):
         events[0].text_length = 0  # type: ignore[misc]
@@ -117,7 +131,7 @@ def test_a_listener_that_raises_harms_nothing(
 def test_a_listener_may_call_back(manual: Manual, model: ScriptedEmbeddings) -> None:
     # It is called with no lock held, so that it may do as it likes.
     def listener(event: PrefetchEvent) -> None:
-        if not isinstance(event, QueryServed):
+        if not isinstance(event, QueryServed | PrefetchStarted):
             embeddings.stats()
             embeddings.prefetch("from the listener")
             embeddings.embed_query("from the listener")

@@ -2,9 +2,11 @@
 
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.events import (
+    HedgeStarted,
     PrefetchDropped,
     PrefetchEvent,
     PrefetchFailed,
+    PrefetchStarted,
     PrefetchSucceeded,
     QueryFailed,
     QueryServed,
@@ -15,10 +17,12 @@ from prefetch_embeddings.stats import PrefetchStats
 
 __all__ = [
     "Hedge",
+    "HedgeStarted",
     "PrefetchDropped",
     "PrefetchEvent",
     "PrefetchFailed",
     "PrefetchOutcome",
+    "PrefetchStarted",
     "PrefetchStats",
     "PrefetchSucceeded",
     "PrefetchingEmbeddings",

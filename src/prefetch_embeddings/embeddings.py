@@ -273,7 +273,7 @@ class PrefetchingEmbeddings(Embeddings):
         if flight is None:
             return self._runner.get(key, text).copy()
         if self._reporter.listening:
-            self._reporter.served(text, "ready", 0.0)
+            self._reporter.served(text, flight.number, "ready", 0.0)
         return flight.value.copy()
 
     async def aembed_query(self, text: str, **kwargs: Any) -> list[float]:
@@ -288,7 +288,7 @@ class PrefetchingEmbeddings(Embeddings):
         if flight is None:
             return (await self._runner.aget(key, text)).copy()
         if self._reporter.listening:
-            self._reporter.served(text, "ready", 0.0)
+            self._reporter.served(text, flight.number, "ready", 0.0)
         return flight.value.copy()
 
     def embed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:

@@ -28,14 +28,27 @@ class PrefetchEvent:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PrefetchStarted(PrefetchEvent):
+    """A prefetch has started a flight; told in the caller's thread and context.
+
+    Attributes:
+        flight: A number that the other events of this flight carry, too.
+    """
+
+    flight: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class PrefetchSucceeded(PrefetchEvent):
     """A flight that a prefetch started has brought its vector.
 
     Attributes:
+        flight: Its number.
         seconds: From the prefetch to the vector.
         attempt: Which try brought it, from 1.
     """
 
+    flight: int
     seconds: float
     attempt: int
 
@@ -45,11 +58,13 @@ class PrefetchFailed(PrefetchEvent):
     """An attempt in the background has failed.
 
     Attributes:
+        flight: The number of its flight.
         error: The name of the exception's class. (Its message may quote the text.)
         attempt: Which try failed, from 1.
         will_retry: Whether another try follows.
     """
 
+    flight: int
     error: str
     attempt: int
     will_retry: bool
@@ -61,16 +76,29 @@ class PrefetchDropped(PrefetchEvent):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class HedgeStarted(PrefetchEvent):
+    """A flight that took too long has got a second call.
+
+    Attributes:
+        flight: Its number.
+    """
+
+    flight: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class QueryServed(PrefetchEvent):
     """A query has its vector.
 
     Attributes:
+        flight: The number of the flight that served it.
         how: What the query met: a vector that was ready, a flight that it joined, one that was
             still queued and that it ran itself, or nothing.
         seconds: What the query waited.
         recovered: Whether the flight it had joined failed, and a call of its own answered it.
     """
 
+    flight: int
     how: Literal["ready", "joined", "claimed", "missed"]
     seconds: float
     recovered: bool = False
@@ -105,11 +133,21 @@ class Reporter:
         """Whether anybody listens; lets hot paths skip making an event."""
         return self._listener is not None
 
-    def succeeded(self, text: str, seconds: float, attempt: int) -> None:
+    def started(self, text: str, flight: int) -> None:
+        """Tell that a prefetch has started a flight."""
+        if self._listener is not None:
+            self.tell(PrefetchStarted(digest(text), len(text), flight))
+
+    def hedged(self, text: str, flight: int) -> None:
+        """Tell that a flight has got a second call."""
+        if self._listener is not None:
+            self.tell(HedgeStarted(digest(text), len(text), flight))
+
+    def succeeded(self, text: str, flight: int, seconds: float, attempt: int) -> None:
         """Tell that a prefetched vector is there."""
         if self._listener is None and not logger.isEnabledFor(logging.DEBUG):
             return
-        event = PrefetchSucceeded(digest(text), len(text), seconds, attempt)
+        event = PrefetchSucceeded(digest(text), len(text), flight, seconds, attempt)
         logger.debug(
             "text %s (%d characters) ready %.3f s after its prefetch",
             event.text_digest,
@@ -118,9 +156,13 @@ class Reporter:
         )
         self.tell(event)
 
-    def failed(self, text: str, error: BaseException, attempt: int, *, will_retry: bool) -> None:
+    def failed(
+        self, text: str, flight: int, error: BaseException, attempt: int, *, will_retry: bool
+    ) -> None:
         """Tell that an attempt in the background failed."""
-        event = PrefetchFailed(digest(text), len(text), type(error).__name__, attempt, will_retry)
+        event = PrefetchFailed(
+            digest(text), len(text), flight, type(error).__name__, attempt, will_retry
+        )
         # Cancellation is how loops end and wrappers close: nothing for an operator to look into.
         level = logging.WARNING if isinstance(error, Exception) else logging.DEBUG
         logger.log(
@@ -142,6 +184,7 @@ class Reporter:
     def served(
         self,
         text: str,
+        flight: int,
         how: Literal["ready", "joined", "claimed", "missed"],
         seconds: float,
         *,
@@ -149,7 +192,7 @@ class Reporter:
     ) -> None:
         """Tell that a query has its vector."""
         if self._listener is not None:
-            self.tell(QueryServed(digest(text), len(text), how, seconds, recovered))
+            self.tell(QueryServed(digest(text), len(text), flight, how, seconds, recovered))
 
     def query_failed(self, text: str, error: BaseException, seconds: float) -> None:
         """Tell that a query ended in an error."""

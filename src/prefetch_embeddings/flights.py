@@ -15,6 +15,7 @@ lock, so the states of a flight and of the map are those between two method call
 from __future__ import annotations
 
 import enum
+import itertools
 import threading
 from collections import deque
 from collections.abc import Hashable
@@ -88,6 +89,9 @@ class AbandonedError(BaseException):
     """
 
 
+_numbers: Final = itertools.count(1)
+
+
 class Flight(Generic[V]):
     """One loading of one value."""
 
@@ -95,6 +99,7 @@ class Flight(Generic[V]):
     key: Hashable
     by_prefetch: bool
     asked_at: float
+    number: int  # for events
     era: object  # of the map: a flight from before a fork is not counted after it
     job: Hashable  # what the executor queues: the flight itself, or the batch it is in
 
@@ -137,6 +142,7 @@ class Flight(Generic[V]):
         self.text = text
         self.by_prefetch = by_prefetch
         self.asked_at = asked_at
+        self.number = next(_numbers)
         self.era = era
         self.context = context
         self.job = self

@@ -135,6 +135,7 @@ class FlightRunner(Generic[V]):
         if outcome is PrefetchOutcome.IN_FLIGHT and self._abandon_if_dead(flight):
             outcome, flight = self._flights.begin(key, text, context)
         if outcome is PrefetchOutcome.STARTED and flight is not None:
+            self._reporter.started(text, flight.number)
             outcome = self._submit(flight)
         if outcome is PrefetchOutcome.DROPPED:
             self._reporter.dropped(text)
@@ -146,6 +147,8 @@ class FlightRunner(Generic[V]):
             return [self.prefetch(key, text) for key, text in items]
         items = list(items)
         outcomes, batch = self._flights.begin_batch(items, contextvars.copy_context())
+        for flight in batch.flights:
+            self._reporter.started(flight.text, flight.number)
         if batch.flights and not self._executor.submit(batch, self._fly):
             started = iter(batch.flights)
             outcomes = [
@@ -170,6 +173,7 @@ class FlightRunner(Generic[V]):
         if outcome is PrefetchOutcome.IN_FLIGHT and self._abandon_if_dead(flight):
             outcome, flight = self._flights.begin_on_loop(key, text, loop)
         if outcome is PrefetchOutcome.STARTED and flight is not None:
+            self._reporter.started(text, flight.number)
             self._launch(flight, loop)
             await asyncio.sleep(0)
         elif outcome is PrefetchOutcome.DROPPED:
@@ -411,6 +415,7 @@ class FlightRunner(Generic[V]):
         """Give a flight that is still running its second runner, of the kind of its first."""
         if not self._flights.add_hedge(flight):
             return
+        self._reporter.hedged(flight.text, flight.number)
         loop = flight.loop
         if loop is None:
             if not self._run_aside(flight, hedge=True):
@@ -432,7 +437,7 @@ class FlightRunner(Generic[V]):
             return
         if flight.by_prefetch:
             seconds = flight.finished_at - flight.asked_at
-            self._reporter.succeeded(flight.text, seconds, flight.attempt)
+            self._reporter.succeeded(flight.text, flight.number, seconds, flight.attempt)
         _cancel_tasks(flight)  # slower runners need not go on
 
     def _fail(self, flight: Flight[V], error: BaseException) -> bool:
@@ -441,7 +446,7 @@ class FlightRunner(Generic[V]):
         state = self._flights.fail(flight, error)
         if background and state is not None:
             again = state is State.QUEUED
-            self._reporter.failed(flight.text, error, attempt, will_retry=again)
+            self._reporter.failed(flight.text, flight.number, error, attempt, will_retry=again)
         return state is State.QUEUED
 
     def _abandon(self, flight: Flight[V]) -> None:
@@ -452,7 +457,9 @@ class FlightRunner(Generic[V]):
         """Let go of a flight that was abandoned while it was under way."""
         _cancel_tasks(flight)
         if flight.by_prefetch and not flight.for_query and flight.error is not None:
-            self._reporter.failed(flight.text, flight.error, flight.attempt, will_retry=False)
+            self._reporter.failed(
+                flight.text, flight.number, flight.error, flight.attempt, will_retry=False
+            )
 
     def _abandon_if_dead(self, flight: Flight[V] | None) -> bool:
         """Abandon a flight whose loop has closed; True if it was so."""
@@ -613,7 +620,9 @@ class _Query(Generic[V]):
             self._after = flight
         elif self._served and self._met is not None:
             recovered = end is End.RECOVERED
-            self._reporter.served(self._text, self._met.value, waited, recovered=recovered)
+            self._reporter.served(
+                self._text, flight.number, self._met.value, waited, recovered=recovered
+            )
         elif isinstance(error, Exception):
             self._reporter.query_failed(self._text, error, waited)
         if self._met is Met.MISSED and not goes_on:
