@@ -123,29 +123,34 @@ def digest(text: str) -> str:
 
 
 class Reporter:
-    """Tells the log and a listener. Call it with no lock held: a listener may do anything."""
+    """Tells the log and listeners. Call it with no lock held: a listener may do anything."""
 
     def __init__(self, listener: Callable[[PrefetchEvent], None] | None) -> None:
-        self._listener = listener
+        # Never changed in place: others may be going through it.
+        self._listeners = () if listener is None else (listener,)
+
+    def add_listener(self, listener: Callable[[PrefetchEvent], None]) -> None:
+        """Have one more listener told from now on. What it raises keeps no other from hearing."""
+        self._listeners = (*self._listeners, listener)
 
     @property
     def listening(self) -> bool:
         """Whether anybody listens; lets hot paths skip making an event."""
-        return self._listener is not None
+        return bool(self._listeners)
 
     def started(self, text: str, flight: int) -> None:
         """Tell that a prefetch has started a flight."""
-        if self._listener is not None:
+        if self._listeners:
             self.tell(PrefetchStarted(digest(text), len(text), flight))
 
     def hedged(self, text: str, flight: int) -> None:
         """Tell that a flight has got a second call."""
-        if self._listener is not None:
+        if self._listeners:
             self.tell(HedgeStarted(digest(text), len(text), flight))
 
     def succeeded(self, text: str, flight: int, seconds: float, attempt: int) -> None:
         """Tell that a prefetched vector is there."""
-        if self._listener is None and not logger.isEnabledFor(logging.DEBUG):
+        if not self._listeners and not logger.isEnabledFor(logging.DEBUG):
             return
         event = PrefetchSucceeded(digest(text), len(text), flight, seconds, attempt)
         logger.debug(
@@ -178,7 +183,7 @@ class Reporter:
 
     def dropped(self, text: str) -> None:
         """Tell that a prefetch was refused."""
-        if self._listener is not None:
+        if self._listeners:
             self.tell(PrefetchDropped(digest(text), len(text)))
 
     def served(
@@ -191,22 +196,21 @@ class Reporter:
         recovered: bool = False,
     ) -> None:
         """Tell that a query has its vector."""
-        if self._listener is not None:
+        if self._listeners:
             self.tell(QueryServed(digest(text), len(text), flight, how, seconds, recovered))
 
     def query_failed(self, text: str, error: BaseException, seconds: float) -> None:
         """Tell that a query ended in an error."""
-        if self._listener is not None:
+        if self._listeners:
             self.tell(QueryFailed(digest(text), len(text), type(error).__name__, seconds))
 
     def tell(self, event: PrefetchEvent) -> None:
-        """Hand `event` to the listener; what it raises is logged and goes no further."""
-        if self._listener is None:
-            return
-        try:
-            self._listener(event)
-        except (Exception, CancelledError) as error:  # noqa: BLE001 - it must not harm a query
-            # The class alone: a chained message could quote the text.
-            logger.error(  # noqa: TRY400
-                "on_event raised %s on %s", type(error).__name__, type(event).__name__
-            )
+        """Hand `event` to the listeners; what they raise is logged and goes no further."""
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except (Exception, CancelledError) as error:  # noqa: BLE001 - it must not harm a query
+                # The class alone: a chained message could quote the text.
+                logger.error(  # noqa: TRY400
+                    "on_event raised %s on %s", type(error).__name__, type(event).__name__
+                )

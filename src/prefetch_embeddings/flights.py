@@ -866,9 +866,11 @@ class FlightMap(Generic[V]):
 
 def _publish(flight: Flight[V]) -> None:
     """Wake those who wait for an ended flight. Callbacks run: no lock may be held."""
-    if flight.future is None:
+    future = flight.future
+    if future is None:
         return
     if flight.error is None:
-        flight.future.set_result(flight.value)
+        future.set_result(flight.value)
     else:
-        flight.future.set_exception(flight.error)
+        future.set_exception(flight.error)
+    flight.future = None  # a ready flight keeps nothing of those who waited for it

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 LOOK_SECONDS: Final = 0.05
 """How often a waiter looks after the loop that runs its flight."""
 
-PATIENCE_LOOKS: Final = 20
-"""Looks without a sign of life after which a waiter helps itself. Counted, not timed, so that a
-process that was stopped for a while does not take its loops for dead."""
+PATIENCE_LOOKS: Final = 60
+"""Looks without a sign of life, three seconds of them, after which a waiter helps itself. Counted,
+not timed, so that a process that was stopped for a while does not take its loops for dead; long,
+because a loop of a starved process lives, and helping it would be a second call."""
 
 MOST_NUDGES: Final = 10_000
 """Jobs handed to an executor, at the most, to make it start a thread."""

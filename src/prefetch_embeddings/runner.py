@@ -511,9 +511,10 @@ class FlightRunner(Generic[V]):
             with suppress(RuntimeError):  # the waiter's loop has closed
                 loop.call_soon_threadsafe(wake)
 
-        if flight.future is None:  # it had ended when the waiter came
+        future = flight.future
+        if future is None:  # it has ended
             return
-        flight.future.add_done_callback(on_ended)
+        future.add_done_callback(on_ended)
         self._arm_hedge(flight)
         if flight.loop is None or flight.loop is loop:
             if timeout is None:
@@ -631,9 +632,10 @@ class _Query(Generic[V]):
 
 def _ended(flight: Flight[Any], timeout: float | None) -> bool:
     """Block until a flight has ended; False if that took too long."""
-    if flight.future is not None:  # else it had ended when the waiter came
+    future = flight.future
+    if future is not None:  # else it has ended
         try:
-            flight.future.exception(timeout)
+            future.exception(timeout)
         except TimeoutError:
             return False
     return True

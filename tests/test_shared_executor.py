@@ -1,0 +1,232 @@
+"""Queries that crowd a loop's default executor neither deadlock nor ask twice."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import chromadb
+import pytest
+import pytest_asyncio
+from langchain_chroma import Chroma
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.runnables.config import run_in_executor
+from langchain_core.vectorstores import VectorStoreRetriever
+
+from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
+from prefetch_embeddings.testing import ScriptedEmbeddings
+
+Wrap = Callable[..., PrefetchingEmbeddings]
+
+TEXT = "how much is it?"
+QUESTIONS = [f"question {number}" for number in range(50)]
+THREADS = 6  # what the executor has by default on a machine with two cores
+HANGING_SECONDS = 30.0
+
+
+class SyncSideOnly(Embeddings):
+    """A model whose async methods are LangChain's: the sync ones, in the loop's executor."""
+
+    def __init__(self, model: ScriptedEmbeddings) -> None:
+        self._model = model
+
+    def embed_query(self, text: str) -> list[float]:
+        return self._model.embed_query(text)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return self._model.embed_documents(texts)
+
+
+class Tokenizing(SyncSideOnly):
+    """A model with an async client, that tokenizes in the loop's executor first, as OpenAI's."""
+
+    async def aembed_query(self, text: str) -> list[float]:
+        await run_in_executor(None, text.split)
+        return await self._model.aembed_query(text)
+
+
+class LookingUpHosts(SyncSideOnly):
+    """A model whose async client needs the loop's executor late, as asyncio's getaddrinfo does."""
+
+    async def aembed_query(self, text: str) -> list[float]:
+        vector = await self._model.aembed_query(text)
+        await run_in_executor(None, text.split)
+        return vector
+
+
+def async_client(model: ScriptedEmbeddings) -> Embeddings:
+    return model
+
+
+MODELS = pytest.mark.parametrize("make_model", [async_client, Tokenizing, SyncSideOnly])
+
+
+@pytest_asyncio.fixture
+async def executor() -> AsyncIterator[ThreadPoolExecutor]:
+    """The running loop's default executor."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        yield threads
+
+
+# 50 turns at once.
+
+
+def retriever(embeddings: PrefetchingEmbeddings) -> VectorStoreRetriever:
+    store = Chroma.from_texts(
+        QUESTIONS,
+        embeddings,
+        client=chromadb.EphemeralClient(),
+        collection_name=f"c{uuid.uuid4().hex}",
+    )
+    return store.as_retriever(search_kwargs={"k": 1})
+
+
+async def cold(embeddings: PrefetchingEmbeddings, ask: Callable[[str], Any]) -> list[Any]:
+    return await asyncio.gather(*map(ask, QUESTIONS))
+
+
+async def prefetched(embeddings: PrefetchingEmbeddings, ask: Callable[[str], Any]) -> list[Any]:
+    for question in QUESTIONS:
+        assert embeddings.prefetch(question) is PrefetchOutcome.STARTED
+    return await asyncio.gather(*map(ask, QUESTIONS))
+
+
+async def aprefetched(embeddings: PrefetchingEmbeddings, ask: Callable[[str], Any]) -> list[Any]:
+    for question in QUESTIONS:
+        assert await embeddings.aprefetch(question) is PrefetchOutcome.STARTED
+    return await asyncio.gather(*map(ask, QUESTIONS))
+
+
+async def turn_by_turn(embeddings: PrefetchingEmbeddings, ask: Callable[[str], Any]) -> list[Any]:
+    async def turn(question: str) -> Any:
+        await embeddings.aprefetch(question)
+        return await ask(question)
+
+    return await asyncio.gather(*map(turn, QUESTIONS))
+
+
+@MODELS
+@pytest.mark.parametrize("turns", [cold, prefetched, aprefetched, turn_by_turn])
+async def test_50_turns_over_chroma_share_6_threads(
+    wrap: Wrap,
+    executor: ThreadPoolExecutor,
+    make_model: Callable[[ScriptedEmbeddings], Embeddings],
+    turns: Callable[..., Any],
+) -> None:
+    model = ScriptedEmbeddings()
+    embeddings = wrap(make_model(model))
+    ask = retriever(embeddings).ainvoke
+    model_calls_before = len(model.calls)
+
+    async with asyncio.timeout(HANGING_SECONDS):
+        answers: list[list[Document]] = await turns(embeddings, ask)
+
+    assert [document.page_content for (document,) in answers] == QUESTIONS
+    assert sorted(texts for _, texts in model.calls[model_calls_before:]) == sorted(
+        (question,) for question in QUESTIONS
+    )
+    stats = embeddings.stats()
+    assert stats.query_recovered == stats.query_failed == 0
+
+
+@MODELS
+async def test_50_queries_ahead_of_their_prefetches_share_6_threads(
+    wrap: Wrap,
+    executor: ThreadPoolExecutor,
+    make_model: Callable[[ScriptedEmbeddings], Embeddings],
+) -> None:
+    model = ScriptedEmbeddings()
+    embeddings = wrap(make_model(model))
+    ask = retriever(embeddings).ainvoke
+
+    # What a flight needs of the executor stands in line behind the threads that wait for it. That
+    # is noticed after a second, and must not be again for each six of them.
+    async with asyncio.timeout(5.0):
+        queries = [asyncio.ensure_future(ask(question)) for question in QUESTIONS]
+        await asyncio.gather(*map(embeddings.aprefetch, QUESTIONS))
+        answers = await asyncio.gather(*queries)
+
+    assert [document.page_content for (document,) in answers] == QUESTIONS
+    assert embeddings.stats().query_failed == 0
+
+
+# All threads of the executor wait for a flight that waits for one of them.
+
+
+async def gathered(
+    embeddings: PrefetchingEmbeddings, queries: list[asyncio.Future[list[float]]]
+) -> list[list[float]]:
+    try:
+        async with asyncio.timeout(HANGING_SECONDS):
+            return await asyncio.gather(*queries)
+    finally:
+        embeddings.close()  # lets go of threads that hang
+
+
+@pytest.mark.parametrize("make_model", [Tokenizing, SyncSideOnly])
+async def test_threads_that_join_a_flight_in_line_behind_them_get_answers(
+    wrap: Wrap,
+    executor: ThreadPoolExecutor,
+    make_model: Callable[[ScriptedEmbeddings], Embeddings],
+) -> None:
+    model = ScriptedEmbeddings()
+    embeddings = wrap(make_model(model))
+    loop = asyncio.get_running_loop()
+    in_line = threading.Event()
+    busy = threading.Semaphore(0)
+
+    def query() -> list[float]:
+        busy.release()
+        in_line.wait()
+        return embeddings.embed_query(TEXT)
+
+    queries = [loop.run_in_executor(executor, query) for _ in range(THREADS)]
+    for _ in range(THREADS):
+        assert busy.acquire(timeout=HANGING_SECONDS)
+    if make_model is Tokenizing:
+        assert await embeddings.aprefetch(TEXT) is PrefetchOutcome.STARTED
+    else:
+        queries.append(asyncio.create_task(embeddings.aembed_query(TEXT)))
+        await asyncio.sleep(0)
+    in_line.set()
+
+    vectors = await gathered(embeddings, queries)
+
+    assert vectors == [model.vector(TEXT)] * len(queries)
+    assert embeddings.stats().query_failed == 0
+    # The flight that nobody could finish may have reached the model by now, or not.
+    assert 1 <= model.calls_for(TEXT) <= 2
+
+
+async def test_threads_that_join_a_flight_which_needs_one_of_them_later_get_answers(
+    wrap: Wrap, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ScriptedEmbeddings()
+    embeddings = wrap(LookingUpHosts(model))
+    taken_in = threading.Semaphore(0)
+    enter = embeddings._flights.enter
+
+    def telling(*args: Any, **options: Any) -> Any:
+        met = enter(*args, **options)
+        taken_in.release()
+        return met
+
+    monkeypatch.setattr(embeddings._flights, "enter", telling)
+    loop = asyncio.get_running_loop()
+    gate = model.hold(TEXT)
+    await embeddings.aprefetch(TEXT)
+    queries = [loop.run_in_executor(executor, embeddings.embed_query, TEXT) for _ in range(THREADS)]
+    for _ in range(THREADS):  # all have joined; meanwhile the loop has nothing to do
+        assert taken_in.acquire(timeout=HANGING_SECONDS)
+    gate.open()
+
+    vectors = await gathered(embeddings, queries)
+
+    assert vectors == [model.vector(TEXT)] * THREADS
+    assert model.calls_for(TEXT) <= 2
