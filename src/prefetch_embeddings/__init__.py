@@ -13,6 +13,12 @@ from prefetch_embeddings.events import (
 )
 from prefetch_embeddings.flights import PrefetchOutcome
 from prefetch_embeddings.hedging import Hedge
+from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+from prefetch_embeddings.redis_tier.stats import (
+    RedisCacheEvent,
+    RedisCacheEventKind,
+    RedisCacheStats,
+)
 from prefetch_embeddings.stats import PrefetchStats
 
 __all__ = [
@@ -28,4 +34,8 @@ __all__ = [
     "PrefetchingEmbeddings",
     "QueryFailed",
     "QueryServed",
+    "RedisCacheEvent",
+    "RedisCacheEventKind",
+    "RedisCacheStats",
+    "RedisCachedEmbeddings",
 ]

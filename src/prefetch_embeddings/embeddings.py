@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.embeddings import Embeddings
 
+from prefetch_embeddings import warming
 from prefetch_embeddings.events import Reporter
 from prefetch_embeddings.flights import FlightMap, PrefetchOutcome
 from prefetch_embeddings.runner import FlightRunner
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from prefetch_embeddings.hedging import Hedge
     from prefetch_embeddings.misses import Miss
     from prefetch_embeddings.stats import PrefetchStats
-
-WARM_UP_TEXT = "warm-up"
 
 
 class PrefetchingEmbeddings(Embeddings):
@@ -304,6 +303,9 @@ class PrefetchingEmbeddings(Embeddings):
     def warm_up(self) -> float:
         """Make one call whose result nobody keeps, so that the first query finds all in place.
 
+        It loads the model's tokenizer, opens its connection and that of a `RedisCachedEmbeddings`
+        in between. (Other caches may keep the throw-away vector.)
+
         Returns:
             Seconds it took.
 
@@ -311,13 +313,13 @@ class PrefetchingEmbeddings(Embeddings):
             Exception: What the model raised.
         """
         began = time.monotonic()
-        self._model.embed_query(WARM_UP_TEXT)
+        warming.warm_up(self._model)
         return time.monotonic() - began
 
     async def awarm_up(self) -> float:
         """Do what `warm_up` does for the model's async client."""
         began = time.monotonic()
-        await self._model.aembed_query(WARM_UP_TEXT)
+        await warming.awarm_up(self._model)
         return time.monotonic() - began
 
     def forget(self, text: str) -> bool:

@@ -1,0 +1,1 @@
+"""The parts of `RedisCachedEmbeddings`: connections, deadline, breaker, writer, lease, counters."""

@@ -1,0 +1,366 @@
+"""How commands reach Redis: within a given time, from threads and from event loops.
+
+A command is a tuple such as `("GET", key)`. An error that the server answered stands in its reply's
+place; whatever else goes wrong is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
+from redis.retry import Retry
+
+from prefetch_embeddings.redis_tier import deadline
+from prefetch_embeddings.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    Command = tuple[str | bytes | int | float, ...]
+
+MAX_HELPERS: Final = 32
+"""Threads that may be using a ready-made client at a time."""
+
+MAX_CONCURRENT: Final = 64
+"""Commands that one event loop may have under way at a time; the others wait within their time."""
+
+_SOCKET_SECONDS: Final = 5.0
+"""When a thread that connects for nobody any more gives up. Callers are bounded by `deadline`."""
+
+_RAW: Final = {"NEVER_DECODE": True}  # vectors are bytes, whatever a client does with strings
+
+
+class Busy(Exception):  # noqa: N818 - says nothing about Redis, only about this process
+    """All slots were taken for the whole time; Redis itself was not asked."""
+
+
+class SyncTransport(Protocol):
+    """Reaches Redis from any thread.
+
+    Attributes:
+        cluster: Whether keys live on several servers.
+        patience: After how many seconds without an answer a connection gives up by itself.
+    """
+
+    cluster: bool
+    patience: float
+
+    def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        """Return the replies in order, or raise, within `seconds`."""
+
+    def close(self) -> None:
+        """Let go of connections and threads."""
+
+
+class AsyncTransport(Protocol):
+    """Reaches Redis from any event loop. Attributes as for `SyncTransport`."""
+
+    cluster: bool
+    patience: float
+
+    async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        """Return the replies in order, or raise, within `seconds`."""
+
+    def close(self) -> None:
+        """Let go of connections, also of those on other loops. May be called from any thread."""
+
+
+class OwnClient:
+    """Connections made from a URL, used on the calling thread, which is the fastest way.
+
+    They are used without `redis.Redis` around them, whose pool, retries and metrics cost as much as
+    reading a vector does.
+    """
+
+    cluster = False
+    patience = _SOCKET_SECONDS
+
+    def __init__(self, url: str) -> None:
+        pool = redis.ConnectionPool.from_url(
+            url,
+            protocol=2,  # one round trip less to connect; a vector is the same in both
+            max_connections=2**31,  # as many as threads that ask at once
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=_SOCKET_SECONDS,
+            socket_connect_timeout=_SOCKET_SECONDS,
+        )
+        self._pool = deadline.bound(pool)
+        self._idle: list[Any] = []  # only popped and appended, which is atomic
+        self._closed = False
+
+    def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        """Return the replies in order, or raise, within `seconds`."""
+        with deadline.within(seconds):
+            connection = self._pop_idle()
+            if connection is not None:
+                try:
+                    replies = _exchange(connection, commands)
+                except ConnectionError:
+                    # The server may have closed it while it was idle, and the others likewise. To
+                    # look beforehand would cost every hit a system call.
+                    self._disconnect_idle()
+                    connection = None
+            if connection is None:
+                connection = self._connect()
+                replies = _exchange(connection, commands)
+            self._idle.append(connection)
+        if self._closed:
+            self._disconnect_idle()
+        return replies
+
+    def _connect(self) -> Any:
+        connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        try:
+            connection.connect()
+        except BaseException:
+            connection.disconnect()
+            raise
+        return connection
+
+    def _pop_idle(self) -> Any | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _disconnect_idle(self) -> None:
+        while (connection := self._pop_idle()) is not None:
+            connection.disconnect()
+
+    def close(self) -> None:
+        """Disconnect what is idle now, and the others after use."""
+        self._closed = True
+        self._disconnect_idle()
+
+
+def _exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
+    try:
+        if len(commands) == 1:
+            packed = connection.pack_command(*commands[0])
+        else:
+            packed = connection.pack_commands(commands)
+        connection.send_packed_command(packed, check_health=False)
+        return [_read(connection) for _ in commands]
+    except BaseException:
+        connection.disconnect()  # what is still to be read must not be the next one's
+        raise
+
+
+def _read(connection: Any) -> Any:
+    try:
+        return connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        return error
+
+
+class GivenClient:
+    """A client that the user made, with timeouts and retries of its own.
+
+    Those may be long, so commands run on helper threads, which waiters leave behind in time.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.cluster = _is_cluster(client)
+        self.patience = _patience(client)
+        self._client = client
+        self._helpers = WorkerPool(MAX_HELPERS, name="prefetch-embeddings-redis")
+
+    def submit(self, commands: Sequence[Command]) -> Future[list[Any]]:
+        """Start `commands`; cancelling the future keeps what has not begun from beginning."""
+        replies: Future[list[Any]] = Future()
+
+        def run(_: object) -> None:
+            if replies.set_running_or_notify_cancel():
+                try:
+                    replies.set_result(_execute(self._client, commands))
+                except BaseException as error:  # noqa: BLE001 - it belongs to the waiter
+                    replies.set_exception(error)
+
+        if not self._helpers.submit(replies, run):
+            raise Busy
+        return replies
+
+    def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        """Return the replies in order, or raise, within `seconds`."""
+        replies = self.submit(commands)
+        try:
+            return replies.result(seconds)
+        finally:
+            self.forget(replies)
+
+    def forget(self, replies: Future[list[Any]]) -> None:
+        """Wait for `replies` no longer."""
+        if replies.cancel():
+            self._helpers.withdraw(replies)
+
+    def close(self) -> None:
+        """Let the helper threads end. The client stays open: it is the user's."""
+        self._helpers.close()
+
+
+class AsyncOverThreads:
+    """A sync client, for coroutines: nobody gave an async one."""
+
+    def __init__(self, threads: GivenClient) -> None:
+        self.cluster = threads.cluster
+        self.patience = threads.patience
+        self._threads = threads
+
+    async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        """Return the replies in order, or raise, within `seconds`."""
+        replies = self._threads.submit(commands)
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.wrap_future(replies)
+        finally:
+            self._threads.forget(replies)
+
+    def close(self) -> None:
+        """Do nothing: the threads are closed with their owner."""
+
+
+class GivenAsyncClient:
+    """An async client that the user made, for the event loop that it belongs to."""
+
+    def __init__(self, client: Any) -> None:
+        self.cluster = _is_cluster(client)
+        self.patience = _patience(client)
+        self._client = client
+
+    async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        """Return the replies in order, or raise, within `seconds`."""
+        async with asyncio.timeout(seconds):
+            return await _aexecute(self._client, commands)
+
+    def close(self) -> None:
+        """Do nothing: the client is the user's."""
+
+
+class OwnAsyncClients:
+    """Clients made from a URL, one for each event loop, closed with their loop."""
+
+    cluster = False
+    patience = _SOCKET_SECONDS
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._lock = threading.Lock()
+        # Written under _lock; a loop reads only what its own thread wrote.
+        self._of_loop: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
+
+    async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        """Return the replies in order, or raise, within `seconds`."""
+        loop = asyncio.get_running_loop()
+        mine = self._of_loop.get(loop) or await self._open(loop)
+        waiting = True
+        try:
+            async with asyncio.timeout(seconds), mine.slots:
+                waiting = False
+                return await _aexecute(mine.client, commands)
+        except TimeoutError:
+            if waiting:
+                raise Busy from None
+            raise
+
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> _LoopClient:
+        mine = _LoopClient(self._url)
+        with self._lock:
+            for closed in [known for known in self._of_loop if known.is_closed()]:
+                del self._of_loop[closed]
+            self._of_loop[loop] = mine
+        # An event loop that shuts down (`asyncio.run` does) closes the asynchronous generators that
+        # were started on it: the one hook to close connections while the loop still runs.
+        mine.keeper = self._keep(loop, mine)
+        await anext(mine.keeper)
+        return mine
+
+    async def _keep(
+        self, loop: asyncio.AbstractEventLoop, mine: _LoopClient
+    ) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._of_loop.pop(loop, None)
+            await mine.client.aclose()
+
+    def close(self) -> None:
+        """Have every loop close its own client."""
+        with self._lock:
+            of_loop = dict(self._of_loop)
+        for loop, mine in of_loop.items():
+            with contextlib.suppress(RuntimeError):  # the loop has closed, and its client with it
+                loop.call_soon_threadsafe(mine.close_on, loop)
+
+    async def aclose(self) -> None:
+        """Close the running loop's client now, and have the other loops close theirs."""
+        mine = self._of_loop.get(asyncio.get_running_loop())
+        if mine is not None and mine.keeper is not None:
+            await mine.keeper.aclose()
+        self.close()
+
+
+class _LoopClient:
+    def __init__(self, url: str) -> None:
+        self.client = redis.asyncio.Redis.from_url(
+            url,
+            protocol=2,
+            max_connections=2**16,  # `slots` bounds them, and waits where a pool would raise
+            retry=AsyncRetry(NoBackoff(), 0),
+            socket_timeout=None,  # `asyncio.timeout` bounds the whole call
+            socket_connect_timeout=_SOCKET_SECONDS,
+        )
+        self.slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self.keeper: AsyncGenerator[None, None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    def close_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.keeper is not None:
+            self._closing = loop.create_task(self.keeper.aclose())
+
+
+def _is_cluster(client: Any) -> bool:
+    return hasattr(client, "mget_nonatomic")
+
+
+def _patience(client: Any) -> float:
+    try:
+        seconds = client.get_connection_kwargs().get("socket_timeout")
+    except AttributeError:  # a client of another make
+        seconds = None
+    return _SOCKET_SECONDS if seconds is None else float(seconds)
+
+
+def _execute(client: Any, commands: Sequence[Command]) -> list[Any]:
+    if len(commands) == 1:
+        try:
+            return [client.execute_command(*commands[0], **_RAW)]
+        except ResponseError as error:
+            return [error]
+    with client.pipeline(transaction=False) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command, **_RAW)
+        replies: list[Any] = pipeline.execute(raise_on_error=False)
+        return replies
+
+
+async def _aexecute(client: Any, commands: Sequence[Command]) -> list[Any]:
+    if len(commands) == 1:
+        try:
+            return [await client.execute_command(*commands[0], **_RAW)]
+        except ResponseError as error:
+            return [error]
+    async with client.pipeline(transaction=False) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command, **_RAW)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies

@@ -1,0 +1,38 @@
+"""What must hold after every test."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+from tests.redis_tier.server import HANG
+
+
+def assert_nothing_left(
+    made: Iterable[RedisCachedEmbeddings], threads_before: set[threading.Thread]
+) -> None:
+    """Assert that closed tiers hold nothing, and that their counters add up."""
+    for embeddings in made:
+        assert embeddings.flush(HANG), "a write was left over"
+        writer = embeddings._writer
+        assert not writer._waiting
+        assert not writer._under_way
+        assert not writer._bytes
+        assert not writer._draining
+        stats = embeddings.stats()
+        assert stats.carried_over <= stats.hits
+        assert stats - stats == type(stats)()
+    for thread in set(threading.enumerate()) - threads_before:
+        if thread.name.startswith("prefetch-embeddings-redis"):
+            thread.join(HANG)
+            assert not thread.is_alive(), f"{thread.name} was left running"
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    """Assert that a callable comes true; for what nothing can be waited on."""
+    end = time.monotonic() + HANG
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.005)

@@ -1,0 +1,238 @@
+"""Any number of event loops, forked children and exits: nothing is shared, and nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from tests.redis_tier.checks import eventually
+from tests.redis_tier.models import CountingModel, vector_of
+from tests.redis_tier.server import HANG, RedisServer
+
+
+def test_loops_opened_and_closed_leave_no_connection(
+    cached: Any, model: CountingModel, server: RedisServer
+) -> None:
+    embeddings = cached(model)
+    embeddings.embed_query("text")
+    assert embeddings.flush(HANG)
+    before = server.connections()
+    for _ in range(20):
+        assert asyncio.run(embeddings.aembed_query("text")) == vector_of("text")
+        eventually(lambda: server.connections() == before)
+    assert embeddings.stats().errors == 0
+    assert embeddings.stats().hits == 20
+    assert embeddings._async_transport._of_loop == {}
+
+
+def test_loops_side_by_side(cached: Any, model: CountingModel) -> None:
+    embeddings = cached(model)
+    embeddings.embed_query("text")
+    assert embeddings.flush(HANG)
+    barrier = threading.Barrier(4)
+    failures: list[BaseException] = []
+
+    async def main() -> None:
+        await asyncio.to_thread(barrier.wait, HANG)
+        for _ in range(50):
+            assert await embeddings.aembed_query("text") == vector_of("text")
+
+    def run() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG)
+    assert failures == []
+    assert (embeddings.stats().hits, embeddings.stats().errors) == (200, 0)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_a_loop_that_is_just_closed(cached: Any, model: CountingModel, server: RedisServer) -> None:
+    """Without `asyncio.run`'s shutdown nothing can be closed in order; it must still work."""
+    embeddings = cached(model)
+    for _ in range(5):
+        loop = asyncio.new_event_loop()
+        assert loop.run_until_complete(embeddings.aembed_query("text")) == vector_of("text")
+        loop.close()
+    assert embeddings.stats().errors == 0
+    assert len(embeddings._async_transport._of_loop) == 1  # the older ones were forgotten
+    import gc
+
+    embeddings._async_transport._of_loop.clear()
+    del loop
+    gc.collect()
+
+
+def test_closing_reaches_other_loops(
+    cached: Any, model: CountingModel, server: RedisServer
+) -> None:
+    embeddings = cached(model)
+    before = server.connections()
+    asked, done = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        await embeddings.aembed_query("text")
+        asked.set()
+        await asyncio.to_thread(done.wait, HANG)
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    assert asked.wait(HANG)
+    embeddings.close()
+    eventually(lambda: server.connections() == before)
+    done.set()
+    thread.join(HANG)
+
+
+async def test_cancelled_callers_leave_whole_connections(
+    cached: Any, model: CountingModel, server: RedisServer
+) -> None:
+    embeddings = cached(model)
+    texts = [str(number) for number in range(20)]
+    for text in texts:
+        embeddings.embed_query(text)
+    assert await asyncio.to_thread(embeddings.flush, HANG)
+    for turns in range(12):  # cancelled at every point of the way
+        tasks = [asyncio.create_task(embeddings.aembed_query(text)) for text in texts]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for text, task in zip(texts[1::2], tasks[1::2], strict=True):
+            assert task.result() == vector_of(text)
+        for text in texts:
+            assert await embeddings.aembed_query(text) == vector_of(text)
+    assert embeddings.stats().errors == 0
+    assert model.aqueries == []
+    await embeddings.aclose()
+
+
+def in_child(check: Any) -> None:
+    """Run `check` in a forked child; assert that it returned."""
+    child = os.fork()
+    if child == 0:
+        try:
+            check()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_forked_child_has_connections_of_its_own(
+    cached: Any, model: CountingModel, server: RedisServer, given: bool
+) -> None:
+    with server.client() as client:
+        embeddings = cached(model, **({"client": client} if given else {}))
+        embeddings.embed_query("text")
+        assert embeddings.flush(HANG)
+        embeddings.embed_query("text")
+
+        def child() -> None:
+            assert embeddings.stats().hits == 0
+            for _ in range(50):
+                assert embeddings.embed_query("text") == vector_of("text")
+            embeddings.embed_query("child")
+            assert asyncio.run(embeddings.aembed_query("text")) == vector_of("text")
+            assert embeddings.flush(HANG)
+            assert embeddings.stats().hits == 51
+            assert embeddings.stats().writes == 1
+            embeddings.close()
+
+        in_child(child)
+        assert embeddings.embed_query("text") == vector_of("text")
+        assert embeddings.embed_query("child") == vector_of("child")
+        assert (embeddings.stats().hits, embeddings.stats().errors) == (3, 0)
+        embeddings.close()
+
+
+async def test_a_fork_on_an_event_loop_leaves_the_parents_connections(
+    cached: Any, model: CountingModel, server: RedisServer
+) -> None:
+    embeddings = cached(model)
+    await embeddings.aembed_query("text")
+    assert await asyncio.to_thread(embeddings.flush, HANG)
+
+    def child() -> None:
+        import gc
+
+        embeddings.close()
+        gc.collect()
+
+    in_child(child)
+    assert await embeddings.aembed_query("text") == vector_of("text")
+    assert (embeddings.stats().hits, embeddings.stats().errors) == (1, 0)
+    await embeddings.aclose()
+
+
+def test_a_fork_while_another_thread_writes(cached: Any, model: CountingModel) -> None:
+    embeddings = cached(model)
+    entered, gate = threading.Event(), threading.Event()
+    execute = embeddings._transport.execute
+
+    def gated(commands: Any, seconds: float) -> Any:
+        if commands[0][0] == "SET":
+            entered.set()
+            assert gate.wait(HANG)
+        return execute(commands, seconds)
+
+    embeddings._transport.execute = gated
+    embeddings.embed_query("text")
+    assert entered.wait(HANG)
+    with embeddings._writer._changed, embeddings._recorder._lock:  # held by the parent's threads
+
+        def child() -> None:
+            embeddings.embed_query("child")
+            assert embeddings.flush(HANG)
+
+        in_child(child)
+    gate.set()
+    assert embeddings.flush(HANG)
+    assert embeddings.stats().writes == 1
+
+
+EXIT = """
+import sys, time
+sys.path[:0] = {path!r}
+from tests.redis_tier.models import CountingModel
+from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+embeddings = RedisCachedEmbeddings(CountingModel(), {url!r}, model_id="test", timeout={timeout})
+embeddings.embed_query("text")
+"""
+
+
+def run_to_its_end(server: RedisServer, timeout: float) -> None:
+    script = EXIT.format(path=[p for p in sys.path if p], url=server.url, timeout=timeout)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=HANG)
+
+
+def test_what_was_embedded_last_is_stored_on_exit(
+    cached: Any, model: CountingModel, server: RedisServer
+) -> None:
+    run_to_its_end(server, 20.0)
+    cached(model).embed_query("text")
+    assert model.queries == []
+
+
+def test_a_hanging_server_does_not_keep_the_interpreter(fragile_server: RedisServer) -> None:
+    fragile_server.pause()
+    run_to_its_end(fragile_server, 0.1)

@@ -1,0 +1,482 @@
+"""Redis only ever helps: whatever happens to it, the model answers, in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
+from tests.redis_tier.checks import eventually
+from tests.redis_tier.models import CountingModel, vector_of
+from tests.redis_tier.server import HANG, Proxy, RedisServer, free_port
+
+# Where these tests bound a wait, the bound only tells "in time" from "hung": the alternative would
+# take redis-py's 5 s a try, 10 tries and more.
+IN_TIME = 4.0
+
+
+def ask(embeddings: RedisCachedEmbeddings, face: str, text: str = "text") -> list[float]:
+    if face == "sync":
+        return embeddings.embed_query(text)
+    return asyncio.run(asyncio.wait_for(embeddings.aembed_query(text), HANG))
+
+
+def ask_many(embeddings: RedisCachedEmbeddings, face: str, texts: list[str]) -> list[list[float]]:
+    if face == "sync":
+        return embeddings.embed_documents(texts)
+    return asyncio.run(embeddings.aembed_documents(texts))
+
+
+class OpenBreaker(CircuitBreaker):
+    """Never opens, so that every call meets the trouble."""
+
+    def allows(self) -> bool:
+        return True
+
+    @property
+    def closed(self) -> bool:
+        return True
+
+
+def never_open(embeddings: RedisCachedEmbeddings) -> RedisCachedEmbeddings:
+    embeddings._breaker = embeddings._writer._breaker = OpenBreaker()
+    return embeddings
+
+
+@pytest.fixture(params=["sync", "async"])
+def face(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_nobody_listens(cached: Any, model: CountingModel, face: str) -> None:
+    embeddings = cached(model, f"redis://127.0.0.1:{free_port()}/0")
+    for number in range(10):
+        assert ask(embeddings, face, str(number)) == vector_of(str(number))
+    assert ask_many(embeddings, face, ["a", "b"])[1] == vector_of("b", "document")
+    stats = embeddings.stats()
+    assert stats.errors >= 3
+    assert stats.skipped >= 1  # the breaker is open
+    assert (stats.hits, stats.hits + stats.misses + stats.skipped) == (0, 12)
+    eventually(lambda: embeddings.stats().writes_dropped == 12)
+
+
+def test_a_paused_server_costs_the_timeout_and_then_nothing(
+    cached: Any, model: CountingModel, fragile_server: RedisServer, face: str
+) -> None:
+    embeddings = cached(model, fragile_server.url, timeout=0.2)
+    ask(embeddings, face, "before")
+    assert embeddings.flush(HANG)
+    fragile_server.pause()
+    for number in range(10):
+        assert ask(embeddings, face, str(number)) == vector_of(str(number))
+    stats = embeddings.stats()
+    assert 1 <= stats.errors <= 8  # 3, and what the writer met; probes on a slow machine
+    assert stats.skipped >= 1
+    assert stats.redis_seconds < IN_TIME
+
+
+def test_after_a_pause_hits_come_back(
+    cached: Any, model: CountingModel, fragile_server: RedisServer, face: str
+) -> None:
+    embeddings = cached(model, fragile_server.url, timeout=0.5)
+    ask(embeddings, face)
+    assert embeddings.flush(HANG)
+    fragile_server.pause()
+    while embeddings._breaker.closed:
+        ask(embeddings, face, "other")
+    fragile_server.resume()
+
+    def hit() -> bool:
+        before = embeddings.stats()
+        assert ask(embeddings, face) == vector_of("text")
+        return bool((embeddings.stats() - before).hits)
+
+    eventually(hit)
+    assert embeddings._breaker.closed
+
+
+def test_killed_and_restarted_under_load(
+    cached: Any, model: CountingModel, fragile_server: RedisServer
+) -> None:
+    embeddings = cached(model, fragile_server.url, timeout=0.5)
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            while not stop.is_set():
+                assert embeddings.embed_query("text") == vector_of("text")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: embeddings.stats().hits > 100)
+    fragile_server.kill()
+    eventually(lambda: embeddings.stats().skipped > 10)
+    fragile_server.start()
+    hits = embeddings.stats().hits
+    eventually(lambda: embeddings.stats().hits > hits + 100)
+    stop.set()
+    for thread in threads:
+        thread.join(HANG)
+    assert failures == []
+
+
+def test_an_idle_connection_that_the_server_closed_is_not_an_error(
+    cached: Any, model: CountingModel, server: RedisServer, proxy: Proxy
+) -> None:
+    embeddings = cached(model, proxy.url)
+    for _ in range(3):
+        embeddings.embed_query("text")
+        assert embeddings.flush(HANG)
+        proxy.cut()
+    assert embeddings.stats().errors == 0
+    assert embeddings.stats().hits == 2
+
+
+@pytest.mark.parametrize("how", ["url", "client", "async_client"])
+def test_an_answer_that_drips_in_is_given_up_as_a_whole(
+    cached: Any, model: CountingModel, server: RedisServer, proxy: Proxy, how: str
+) -> None:
+    """Each byte arrives well within any socket timeout; only all of them do not."""
+    cached(model).embed_query("text")
+    with server.client() as direct:
+        eventually(direct.dbsize)
+    proxy.drip = 0.05
+    options: dict[str, Any] = {"port": proxy.port, "decode_responses": True}
+    if how == "url":
+        embeddings = cached(model, proxy.url, timeout=0.3)
+        assert ask(embeddings, "sync") == vector_of("text")
+        assert ask(embeddings, "async", "other") == vector_of("other")
+    elif how == "client":
+        with redis.Redis(**options) as client:  # 5 s, 10 tries
+            embeddings = cached(model, client=client, timeout=0.3)
+            assert ask(embeddings, "sync") == vector_of("text")
+            assert ask(embeddings, "async", "other") == vector_of("other")
+            proxy.drip = 0.0
+            embeddings.close()
+    else:
+
+        async def with_client() -> RedisCachedEmbeddings:
+            async with redis.asyncio.Redis(**options) as client:
+                embeddings: RedisCachedEmbeddings = cached(model, async_client=client, timeout=0.3)
+                assert await embeddings.aembed_query("text") == vector_of("text")
+                return embeddings
+
+        embeddings = asyncio.run(with_client())
+    proxy.drip = 0.0
+    assert embeddings.stats().hits == 0
+    assert embeddings.stats().errors >= 1
+    assert embeddings.stats().redis_seconds < IN_TIME
+
+
+def test_a_late_answer_is_nobody_elses(
+    cached: Any, model: CountingModel, fragile_server: RedisServer, face: str
+) -> None:
+    embeddings = never_open(cached(model, fragile_server.url, timeout=0.2))
+    other = cached(model, fragile_server.url)
+    for text in "abc":
+        other.embed_query(text)
+    assert other.flush(HANG)
+    ask(embeddings, face, "a")
+    fragile_server.pause()
+    ask(embeddings, face, "b")  # times out; its answer is still to come
+    fragile_server.resume()
+    embeddings._timeout = 20.0
+    assert ask(embeddings, face, "c") == vector_of("c")
+    assert embeddings.stats().hits == 2
+
+
+@contextlib.contextmanager
+def deaf_server() -> Iterator[int]:
+    """A port where connections wait for ever: the backlog is full."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(("127.0.0.1", port))
+            yield port
+
+
+def test_connecting_counts_as_well(cached: Any, model: CountingModel, face: str) -> None:
+    with deaf_server() as port:
+        embeddings = cached(model, f"redis://127.0.0.1:{port}/0", timeout=0.2)
+        assert ask(embeddings, face) == vector_of("text")
+        assert embeddings.stats().redis_seconds < IN_TIME
+        assert embeddings.stats().errors >= 1
+
+
+def test_a_name_that_never_resolves(
+    cached: Any, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def hang(host: str, *args: Any, **options: Any) -> Any:
+        if host == "redis.invalid":
+            never.wait(HANG)
+        return resolve(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    embeddings = cached(model, "redis://redis.invalid/0", timeout=0.2)
+    try:
+        assert embeddings.embed_query("text") == vector_of("text")
+        assert not never.is_set()
+        assert embeddings.stats().misses == 1
+    finally:
+        never.set()
+
+
+def test_a_large_batch_keeps_what_came_in_time(
+    cached: Any, model: CountingModel, server: RedisServer
+) -> None:
+    texts = [str(number) for number in range(300)]
+    first = cached(model)
+    first.embed_documents(texts)
+    assert first.flush(HANG)
+    model.documents.clear()
+    embeddings = cached(model)
+    execute = embeddings._transport.execute
+    requests = []
+
+    def slow_second(commands: Any, seconds: float) -> Any:
+        requests.append(commands)
+        if len(requests) == 2:
+            raise redis.TimeoutError
+        return execute(commands, seconds)
+
+    embeddings._transport.execute = slow_second
+    assert embeddings.embed_documents(texts) == [vector_of(t, "document") for t in texts]
+    embeddings._transport.execute = execute
+    assert (embeddings.stats().hits, embeddings.stats().misses) == (128, 172)
+    assert [text for batch in model.documents for text in batch] == texts[128:]
+
+
+def test_out_of_memory(cached: Any, model: CountingModel, fragile_server: RedisServer) -> None:
+    embeddings = cached(model, fragile_server.url)
+    embeddings.embed_query("before")
+    assert embeddings.flush(HANG)
+    with fragile_server.client() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1")
+        for number in range(5):
+            assert embeddings.embed_query(str(number)) == vector_of(str(number))
+            assert embeddings.flush(HANG)
+        stats = embeddings.stats()
+        assert (stats.writes, stats.writes_dropped) == (1, 5)
+        assert stats.errors == 5
+        assert embeddings.embed_query("before") == vector_of("before")  # reading still helps
+        assert embeddings.stats().hits == 1
+        client.config_set("maxmemory", "0")
+    embeddings.embed_query("after")
+    assert embeddings.flush(HANG)
+    assert embeddings.stats().writes == 2
+
+
+def test_a_read_only_replica(
+    cached: Any, model: CountingModel, fragile_server: RedisServer
+) -> None:
+    embeddings = cached(model, fragile_server.url)
+    embeddings.embed_query("before")
+    assert embeddings.flush(HANG)
+    with fragile_server.client() as client:
+        client.config_set("replica-serve-stale-data", "yes")
+        client.replicaof("127.0.0.1", free_port())
+        embeddings.embed_query("text")
+        assert embeddings.flush(HANG)
+        assert embeddings.embed_query("before") == vector_of("before")
+        stats = embeddings.stats()
+        assert (stats.hits, stats.writes, stats.writes_dropped) == (1, 1, 1)
+        client.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize("single_flight", [False, True])
+def test_a_wrong_password(
+    cached: Any, model: CountingModel, face: str, single_flight: bool, caplog: Any
+) -> None:
+    server = RedisServer("--requirepass", "right")
+    try:
+        for url in (server.url, server.url.replace("//", "//:wrong@")):
+            embeddings = cached(model, url, single_flight=single_flight)
+            for number in range(5):
+                assert ask(embeddings, face, str(number)) == vector_of(str(number))
+            assert embeddings.stats().errors >= 3
+            assert embeddings.stats().skipped >= 1
+        right = cached(model, server.url.replace("//", "//:right@"), single_flight=single_flight)
+        ask(right, face)
+        assert right.flush(HANG)
+        ask(right, face)
+        assert (right.stats().hits, right.stats().errors) == (1, 0)
+    finally:
+        server.close()
+    assert "wrong" not in caplog.text
+
+
+@pytest.mark.parametrize("single_flight", [False, True])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda client, key: client.set(key, b"garbage"),
+        lambda client, key: client.set(key, b""),
+        lambda client, key: client.set(key, client.get(key)[:-1]),
+        lambda client, key: client.set(key, b"[0.1, 0.2]"),
+        lambda client, key: (client.delete(key), client.lpush(key, "x")),
+        lambda client, key: client.setrange(key, 20, b"\0\1"),
+    ],
+    ids=["garbage", "empty", "truncated", "json", "list", "damaged"],
+)
+def test_what_does_not_check_is_a_miss_and_overwritten(
+    cached: Any,
+    model: CountingModel,
+    server: RedisServer,
+    face: str,
+    harm: Any,
+    single_flight: bool,
+) -> None:
+    embeddings = cached(model, single_flight=single_flight)
+    ask(embeddings, face)
+    assert embeddings.flush(HANG)
+    with server.client() as client:
+        harm(client, embeddings._slot("query", "text").key)
+        assert ask(embeddings, face) == vector_of("text")
+        assert embeddings.flush(HANG)
+        stats = embeddings.stats()
+        assert (stats.corrupt, stats.misses, stats.hits, stats.errors) == (1, 2, 0, 0)
+        assert ask(embeddings, face) == vector_of("text")
+        assert embeddings.stats().hits == 1
+
+
+def test_what_does_not_check_is_a_miss_in_a_batch(
+    cached: Any, model: CountingModel, server: RedisServer, face: str
+) -> None:
+    embeddings = cached(model)
+    ask_many(embeddings, face, list("abc"))
+    assert embeddings.flush(HANG)
+    with server.client() as client:
+        client.set(embeddings._slot("document", "b").key, b"garbage")
+        client.delete(embeddings._slot("document", "c").key)
+        client.lpush(embeddings._slot("document", "c").key, "x")
+    assert ask_many(embeddings, face, list("abc")) == [vector_of(t, "document") for t in "abc"]
+    assert embeddings.flush(HANG)
+    assert ask_many(embeddings, face, list("abc")) == [vector_of(t, "document") for t in "abc"]
+    assert (embeddings.stats().corrupt, embeddings.stats().hits) == (1, 4)
+
+
+def test_a_value_of_another_dimension_is_a_miss(cached: Any, model: CountingModel) -> None:
+    before = cached(CountingModel(4))
+    before.embed_query("text")
+    assert before.flush(HANG)
+    embeddings = cached(model)
+    embeddings.embed_query("other")  # from here on the length of the model's vectors is known
+    assert embeddings.embed_query("text") == vector_of("text")
+    assert embeddings.flush(HANG)
+    assert embeddings.stats().corrupt == 1
+    assert embeddings.embed_query("text") == vector_of("text")
+    assert embeddings.stats().hits == 1
+
+
+def test_more_than_may_wait_is_dropped_and_counted(
+    cached: Any,
+    model: CountingModel,
+    fragile_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("prefetch_embeddings.redis_tier.writer.MAX_BYTES", 4 * (64 + 8 * 8))
+    embeddings: Any = never_open(cached(model, fragile_server.url))
+    gate = threading.Event()
+    execute = embeddings._transport.execute
+
+    def gated(commands: Any, seconds: float) -> Any:
+        if commands[0][0] == "SET":
+            assert gate.wait(HANG)
+        return execute(commands, seconds)
+
+    embeddings._transport.execute = gated
+    for number in range(10):
+        embeddings.embed_query(str(number))  # returns although nothing can be written
+    assert embeddings.stats().writes_dropped == 6
+    gate.set()
+    assert embeddings.flush(HANG)
+    assert embeddings.stats().writes == 4
+
+
+def test_a_ready_made_client_with_patience_of_its_own(
+    cached: Any, model: CountingModel, fragile_server: RedisServer, face: str
+) -> None:
+    with fragile_server.client() as client:  # 5 s a try, 10 tries
+        embeddings = cached(model, client=client, timeout=0.2)
+        ask(embeddings, face, "before")
+        assert embeddings.flush(HANG)
+        fragile_server.pause()
+        for number in range(6):
+            assert ask(embeddings, face, str(number)) == vector_of(str(number))
+        assert embeddings.stats().redis_seconds < IN_TIME
+        assert embeddings.stats().skipped >= 1
+        fragile_server.resume()
+        embeddings.close()
+
+
+def test_any_exception_of_a_client_is_survived(
+    cached: Any, model: CountingModel, face: str
+) -> None:
+    class Broken(redis.Redis):
+        def execute_command(self, *args: Any, **options: Any) -> Any:
+            raise LookupError("what a client should never raise")
+
+        def pipeline(self, *args: Any, **options: Any) -> Any:
+            raise LookupError("what a client should never raise")
+
+    embeddings = cached(model, client=Broken())
+    assert ask(embeddings, face) == vector_of("text")
+    assert ask_many(embeddings, face, ["a"]) == [vector_of("a", "document")]
+    assert embeddings.stats().errors >= 2
+    embeddings.close()
+
+
+async def test_more_coroutines_than_slots_all_get_their_vector(
+    cached: Any, model: CountingModel, server: RedisServer
+) -> None:
+    embeddings = cached(model)
+    await embeddings.aembed_query("text")
+    assert await asyncio.to_thread(embeddings.flush, HANG)
+    vectors = await asyncio.gather(*(embeddings.aembed_query("text") for _ in range(300)))
+    assert vectors == [vector_of("text")] * 300
+    assert embeddings.stats().errors == 0
+    assert server.connections() < 100
+    await embeddings.aclose()
+
+
+def test_the_breaker_lets_one_probe_through_after_each_pause() -> None:
+    now = [0.0]
+    breaker = CircuitBreaker(failures=3, pause=1.0, clock=lambda: now[0])
+    assert [breaker.failed(), breaker.failed()] == [False, False]
+    assert not breaker.succeeded()  # in a row: a success between starts the count anew
+    assert [breaker.failed(), breaker.failed(), breaker.closed] == [False, False, True]
+    assert breaker.failed()
+    assert not breaker.closed
+    assert not breaker.allows()
+    now[0] = 1.0
+    assert [breaker.allows(), breaker.allows()] == [True, False]  # one probe
+    now[0] = 2.0
+    assert [breaker.allows(), breaker.allows()] == [True, False]  # the first never reported
+    assert not breaker.failed()
+    assert not breaker.allows()
+    now[0] = 3.0
+    assert breaker.allows()
+    assert breaker.succeeded()
+    assert breaker.allows()
