@@ -11,10 +11,20 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import exposed, hit_path, prefetch_cost
+from benchmarks import connections, exposed, hit_path, prefetch_cost, redis_tier
 from benchmarks.table import Row, render
 
-PACKAGES = ("prefetch-embeddings", "cachetools", "langchain-core", "langchain-classic", "redis")
+PACKAGES = (
+    "prefetch-embeddings",
+    "cachetools",
+    "httpx2",
+    "langchain-classic",
+    "langchain-core",
+    "langchain-openai",
+    "openai",
+    "redis",
+    "redisvl",
+)
 
 MEASUREMENTS: list[Callable[[], list[Row]]] = [
     hit_path.measure,
@@ -22,6 +32,10 @@ MEASUREMENTS: list[Callable[[], list[Row]]] = [
     prefetch_cost.measure_scaling,
     exposed.measure,
     exposed.measure_one_call,
+    redis_tier.measure,
+    redis_tier.measure_single_flight,
+    redis_tier.measure_trouble,
+    connections.measure,
 ]
 
 
