@@ -11,11 +11,20 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import connections, exposed, hit_path, prefetch_cost, redis_tier
+from benchmarks import (
+    connections,
+    exposed,
+    hit_path,
+    memory,
+    prefetch_cost,
+    redis_tier,
+    tail,
+)
 from benchmarks.table import Row, render
 
 PACKAGES = (
     "prefetch-embeddings",
+    "async-lru",
     "cachetools",
     "httpx2",
     "langchain-classic",
@@ -35,7 +44,9 @@ MEASUREMENTS: list[Callable[[], list[Row]]] = [
     redis_tier.measure,
     redis_tier.measure_single_flight,
     redis_tier.measure_trouble,
+    tail.measure,
     connections.measure,
+    memory.measure,
 ]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections import deque
 from typing import Final
 
-DURATIONS_KEPT: Final = 256
+DURATIONS_KEPT: Final = 1024
 """How many recent durations an estimate rests on."""
 
 UNKNOWN_DURATION: Final = 0.7
@@ -124,10 +125,13 @@ class RecentDurations:
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=DURATIONS_KEPT)
+        self._ordered: list[float] = []
+        self._added = 0  # since they were put in order
 
     def add(self, seconds: float) -> None:
         """Remember one more duration."""
         self._seconds.append(seconds)
+        self._added += 1
 
     def __len__(self) -> int:
         """Return how many are remembered."""
@@ -135,7 +139,7 @@ class RecentDurations:
 
     def quantile(self, q: float) -> float:
         """Return the `q`-quantile in seconds; there must be durations."""
-        ordered = sorted(self._seconds)
+        ordered = self._in_order()
         return ordered[min(len(ordered) - 1, int(len(ordered) * q))]
 
     def remaining(self, elapsed: float) -> float:
@@ -144,9 +148,17 @@ class RecentDurations:
         Only calls that lasted longer than `elapsed` tell something about it. Where none did, it is
         a straggler, and the best guess is that it lasts as long again.
         """
-        if not self._seconds:
+        ordered = self._in_order()
+        if not ordered:
             return max(0.0, UNKNOWN_DURATION - elapsed)
-        longer = sorted(seconds for seconds in self._seconds if seconds > elapsed)
-        if not longer:
+        first_longer = bisect.bisect_right(ordered, elapsed)
+        if first_longer == len(ordered):
             return elapsed
-        return longer[len(longer) // 2] - elapsed
+        return ordered[(first_longer + len(ordered)) // 2] - elapsed
+
+    def _in_order(self) -> list[float]:
+        """Return them sorted, but for the last few of many: sorting is not for every query."""
+        if self._added * 32 > len(self._ordered):
+            self._ordered = sorted(self._seconds)
+            self._added = 0
+        return self._ordered
