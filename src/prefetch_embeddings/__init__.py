@@ -13,17 +13,31 @@ from prefetch_embeddings.events import (
 )
 from prefetch_embeddings.flights import PrefetchOutcome
 from prefetch_embeddings.hedging import Hedge
+from prefetch_embeddings.matching import (
+    ENGLISH_FILLERS,
+    RUSSIAN_FILLERS,
+    MatchSpoken,
+    match_spoken,
+)
+from prefetch_embeddings.misses import Miss, MissReason
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from prefetch_embeddings.redis_tier.stats import (
     RedisCacheEvent,
     RedisCacheEventKind,
     RedisCacheStats,
 )
+from prefetch_embeddings.speech import SpeechStats, UtterancePrefetcher, UtteranceStats
 from prefetch_embeddings.stats import PrefetchStats
+from prefetch_embeddings.tap import prefetch_tap
 
 __all__ = [
+    "ENGLISH_FILLERS",
+    "RUSSIAN_FILLERS",
     "Hedge",
     "HedgeStarted",
+    "MatchSpoken",
+    "Miss",
+    "MissReason",
     "PrefetchDropped",
     "PrefetchEvent",
     "PrefetchFailed",
@@ -38,4 +52,9 @@ __all__ = [
     "RedisCacheEventKind",
     "RedisCacheStats",
     "RedisCachedEmbeddings",
+    "SpeechStats",
+    "UtterancePrefetcher",
+    "UtteranceStats",
+    "match_spoken",
+    "prefetch_tap",
 ]
