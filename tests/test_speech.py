@@ -485,6 +485,16 @@ def test_reset_takes_back_what_is_queued_the_final_text_included(
     assert (speech.stats().calls, speech.stats().wasted) == (0, 0)
 
 
+def test_reset_takes_back_the_last_final_text_while_the_next_is_spoken(
+    embeddings: ManualPrefetchingEmbeddings,
+) -> None:
+    speech = UtterancePrefetcher(embeddings)
+    speech.on_final("a b")
+    speech.on_partial("c d")
+    speech.reset()
+    assert len(embeddings.executor) == 0
+
+
 def test_reset_leaves_what_a_query_runs_or_waits_for(
     embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
 ) -> None:
@@ -575,7 +585,8 @@ def test_a_prefetcher_has_one_entry_in_the_timer_at_the_most(
             speech.reset()
         else:
             speech.on_final(f"a b {i}")
-    assert len(_run(embeddings, model)) == 50
+            assert _run(embeddings, model)[-1] == f"a b {i}"
+    assert len(model.calls) == 50
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -109,10 +109,12 @@ class QueryFailed(PrefetchEvent):
     """A query ended in an error of the model.
 
     Attributes:
+        flight: The number of the flight that failed it.
         error: The name of the exception's class.
         seconds: What the query waited.
     """
 
+    flight: int
     error: str
     seconds: float
 
@@ -127,7 +129,9 @@ class Reporter:
 
     def __init__(self, listener: Callable[[PrefetchEvent], None] | None) -> None:
         # Never changed in place: others may be going through it.
-        self._listeners = () if listener is None else (listener,)
+        self._listeners: tuple[Callable[[PrefetchEvent], None], ...] = (
+            () if listener is None else (listener,)
+        )
 
     def add_listener(self, listener: Callable[[PrefetchEvent], None]) -> None:
         """Have one more listener told from now on. What it raises keeps no other from hearing."""
@@ -199,10 +203,10 @@ class Reporter:
         if self._listeners:
             self.tell(QueryServed(digest(text), len(text), flight, how, seconds, recovered))
 
-    def query_failed(self, text: str, error: BaseException, seconds: float) -> None:
+    def query_failed(self, text: str, flight: int, error: BaseException, seconds: float) -> None:
         """Tell that a query ended in an error."""
         if self._listeners:
-            self.tell(QueryFailed(digest(text), len(text), type(error).__name__, seconds))
+            self.tell(QueryFailed(digest(text), len(text), flight, type(error).__name__, seconds))
 
     def tell(self, event: PrefetchEvent) -> None:
         """Hand `event` to the listeners; what they raise is logged and goes no further."""

@@ -625,7 +625,7 @@ class _Query(Generic[V]):
                 self._text, flight.number, self._met.value, waited, recovered=recovered
             )
         elif isinstance(error, Exception):
-            self._reporter.query_failed(self._text, error, waited)
+            self._reporter.query_failed(self._text, flight.number, error, waited)
         if self._met is Met.MISSED and not goes_on:
             misses.log_at_debug(self._key, self._text, self._flights)
 

@@ -247,12 +247,12 @@ class UtterancePrefetcher:
         For a turn that is void: the caller has hung up, or talks into the answer. What a query
         waits for is not taken back.
         """
-        self._drop()
         with self._lock:
             last, final = self._last, None if self._last is None else self._last.final
             withdraw = final is not None and final.started
             if final is not None:
                 final.started = False
+        self._drop()
         if last is not None and final is not None and withdraw:
             self._withdraw(last, final)
 

@@ -1,0 +1,267 @@
+"""A user's code, type-checked and never run: what the public surface takes and gives.
+
+Where a comment ignores an error, there must be that error: both checkers warn of comments that
+ignore nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from typing import Literal, assert_never, assert_type
+
+import redis
+import redis.asyncio
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_openai import OpenAIEmbeddings
+from opentelemetry.metrics import get_meter_provider
+from opentelemetry.trace import get_tracer_provider
+from prometheus_client import CollectorRegistry
+
+import prefetch_embeddings.instrumentation.opentelemetry
+import prefetch_embeddings.instrumentation.prometheus
+from prefetch_embeddings import (
+    ENGLISH_FILLERS,
+    RUSSIAN_FILLERS,
+    Hedge,
+    HedgeStarted,
+    MatchSpoken,
+    Miss,
+    MissReason,
+    PrefetchDropped,
+    PrefetchEvent,
+    PrefetchFailed,
+    PrefetchingEmbeddings,
+    PrefetchOutcome,
+    PrefetchStarted,
+    PrefetchStats,
+    PrefetchSucceeded,
+    QueryFailed,
+    QueryServed,
+    RedisCachedEmbeddings,
+    RedisCacheEvent,
+    RedisCacheEventKind,
+    RedisCacheStats,
+    SpeechStats,
+    UtterancePrefetcher,
+    UtteranceStats,
+    match_spoken,
+    prefetch_tap,
+)
+from prefetch_embeddings.existing import CacheBackedEmbeddingsCache, RedisVLEmbeddingsCache
+from prefetch_embeddings.instrumentation import opentelemetry, prometheus
+from prefetch_embeddings.openai import voice_embeddings
+from prefetch_embeddings.testing import (
+    Gate,
+    ManualExecutor,
+    ManualPrefetchingEmbeddings,
+    ManualTime,
+    ScriptedEmbeddings,
+    assert_no_leaks,
+)
+
+# --- Making one ----------------------------------------------------------------------------------
+
+model: Embeddings = ScriptedEmbeddings()
+
+
+def first_word(text: str) -> Hashable:
+    return text.split()[0]
+
+
+def on_event(event: PrefetchEvent) -> None:
+    assert_type(event.text_digest, str)
+    assert_type(event.text_length, int)
+    match event:
+        case PrefetchStarted() | HedgeStarted():
+            assert_type(event.flight, int)
+        case PrefetchSucceeded():
+            assert_type((event.flight, event.seconds, event.attempt), tuple[int, float, int])
+        case PrefetchFailed():
+            assert_type((event.error, event.attempt, event.will_retry), tuple[str, int, bool])
+        case PrefetchDropped():
+            print(event.flight)  # type: ignore[attr-defined]  # it has none
+        case QueryServed():
+            assert_type(event.how, Literal["ready", "joined", "claimed", "missed"])
+            assert_type((event.flight, event.seconds, event.recovered), tuple[int, float, bool])
+        case QueryFailed():
+            assert_type((event.flight, event.error, event.seconds), tuple[int, str, float])
+            event.seconds = 0.0  # type: ignore[misc]  # frozen
+        case _:
+            assert_type(event, PrefetchEvent)
+
+
+embeddings = PrefetchingEmbeddings(
+    model,
+    ttl=300,
+    max_entries=1024,
+    max_workers=32,
+    max_pending=256,
+    attempts=2,
+    match=first_word,
+    symmetric=True,
+    hedge=Hedge(quantile=0.95, budget=0.05),
+    on_event=on_event,
+)
+assert_type(embeddings.underlying_embeddings, Embeddings)
+embeddings.underlying_embeddings = model  # type: ignore[misc]  # to be read only
+PrefetchingEmbeddings(underlying_embeddings=model, match=str.casefold, on_event=print)
+PrefetchingEmbeddings(PrefetchingEmbeddings(OpenAIEmbeddings()))
+PrefetchingEmbeddings("text-embedding-3-small")  # type: ignore[arg-type]
+PrefetchingEmbeddings(model, 300.0)  # type: ignore[call-arg]  # keywords only
+PrefetchingEmbeddings(model, ttl="5m")  # type: ignore[arg-type]
+PrefetchingEmbeddings(model, match=str.split)  # type: ignore[arg-type]  # a list has no hash
+PrefetchingEmbeddings(model, retries=2)  # type: ignore[call-arg]
+Hedge(0.5)  # type: ignore[call-arg]
+
+# --- Prefetching ---------------------------------------------------------------------------------
+
+outcome = embeddings.prefetch("q")
+assert_type(outcome, PrefetchOutcome)
+assert_type(embeddings.prefetch_many(text for text in ("a", "b")), list[PrefetchOutcome])
+assert_type(embeddings.wait_for_prefetch("q"), bool)
+assert_type(embeddings.wait_for_prefetch("q", timeout=1), bool)
+assert_type(embeddings.is_ready("q"), bool)
+assert_type(embeddings.expected_wait("q"), float)
+assert_type(embeddings.forget("q"), bool)
+assert_type(embeddings.warm_up(), float)
+embeddings.prefetch(b"q")  # type: ignore[arg-type]
+embeddings.prefetch_many(["a", 1])  # type: ignore[list-item]
+print(embeddings.vectors)  # type: ignore[attr-defined]  # nothing is passed on to the model
+
+as_text: str = outcome
+match outcome:
+    case PrefetchOutcome.STARTED | PrefetchOutcome.IN_FLIGHT | PrefetchOutcome.READY:
+        pass
+    case PrefetchOutcome.DROPPED:
+        pass
+    case _:
+        assert_never(outcome)
+
+miss = embeddings.explain_miss("q")
+if miss is not None:
+    assert_type((miss.reason.value, miss.nearest_digest), tuple[str, str])
+
+# --- LangChain -----------------------------------------------------------------------------------
+
+assert_type(embeddings.embed_query("q"), list[float])
+assert_type(embeddings.embed_query(text="q", chunk_size=8), list[float])
+assert_type(embeddings.embed_documents(["d"]), list[list[float]])
+retriever = InMemoryVectorStore(embeddings).as_retriever()
+as_embeddings: Embeddings = embeddings
+
+
+async def use_it_on_a_loop() -> None:
+    assert_type(await embeddings.aprefetch("q"), PrefetchOutcome)
+    assert_type(await embeddings.await_for_prefetch("q", 0.5), bool)
+    assert_type(await embeddings.aembed_query("q"), list[float])
+    assert_type(await embeddings.aembed_documents(["d"]), list[list[float]])
+    assert_type(await embeddings.awarm_up(), float)
+    async with PrefetchingEmbeddings(model) as wrapper:
+        assert_type(wrapper, PrefetchingEmbeddings)
+    async with RedisCachedEmbeddings(model, "redis://localhost") as tier:
+        assert_type(tier, RedisCachedEmbeddings)
+        assert_type(await tier.aembed_query("q"), list[float])
+
+
+asyncio.run(use_it_on_a_loop())
+
+with PrefetchingEmbeddings(model) as wrapper:
+    assert_type(wrapper, PrefetchingEmbeddings)
+
+# --- What it tells -------------------------------------------------------------------------------
+
+before = embeddings.stats()
+during = embeddings.stats() - before
+assert_type(during, PrefetchStats)
+assert_type(during.query_ready, int)
+assert_type(during.hidden_seconds, float)
+during.query_ready = 0  # type: ignore[misc]  # frozen
+during - 1  # type: ignore[operator]
+
+# --- Redis ---------------------------------------------------------------------------------------
+
+
+def on_redis_event(event: RedisCacheEvent) -> None:
+    assert_type(event.kind, RedisCacheEventKind)
+    assert_type((event.count, event.seconds, event.error), tuple[int, float, str | None])
+
+
+tier = RedisCachedEmbeddings(
+    OpenAIEmbeddings(),
+    "redis://localhost:6379/0",
+    model_id="m",
+    ttl=None,
+    prefix="p",
+    timeout=0.1,
+    single_flight=True,
+    on_event=on_redis_event,
+    read_through=[
+        CacheBackedEmbeddingsCache(roles=["document"], namespace="m"),
+        RedisVLEmbeddingsCache(roles={"query", "document"}, model_name="m"),
+    ],
+    lease=3.0,
+)
+RedisCachedEmbeddings(model, client=redis.Redis(), async_client=redis.asyncio.Redis(), model_id="m")
+assert_type(tier.stats() - tier.stats(), RedisCacheStats)
+assert_type(tier.embed_query("q"), list[float])
+PrefetchingEmbeddings(tier, on_event=on_redis_event)  # type: ignore[arg-type]
+CacheBackedEmbeddingsCache(roles=["passage"])  # type: ignore[list-item]
+tier.stats() - embeddings.stats()  # type: ignore[operator]
+
+# --- Speech --------------------------------------------------------------------------------------
+
+spoken = PrefetchingEmbeddings(model, match=match_spoken)
+PrefetchingEmbeddings(model, match=MatchSpoken(fillers=ENGLISH_FILLERS | RUSSIAN_FILLERS))
+speech = UtterancePrefetcher(spoken, debounce=0.3, min_words=3, max_calls=5)
+assert_type(UtterancePrefetcher.for_many_partials(spoken), UtterancePrefetcher)
+UtterancePrefetcher(spoken, 0.3)  # type: ignore[call-arg]  # keywords only
+UtterancePrefetcher(model)  # type: ignore[arg-type]  # prefetches nothing
+assert_type(speech.on_partial("how much"), None)
+assert_type(speech.on_final("how much is it"), None)
+assert_type(speech.reset(), None)
+assert_type(speech.stats() - speech.stats(), SpeechStats)
+assert_type(speech.last_utterance, UtteranceStats | None)
+miss = spoken.explain_miss("how much is it")
+assert_type(miss, Miss | None)
+if miss is not None:
+    assert_type(miss.reason, MissReason)
+prefetch_tap(spoken).invoke("how much is it")
+
+# --- Optional parts ------------------------------------------------------------------------------
+
+assert_type(voice_embeddings(model="text-embedding-3-small", read_timeout=3), OpenAIEmbeddings)
+
+prometheus.instrument(embeddings)
+prometheus.instrument(tier, name="redis", registry=CollectorRegistry())
+prometheus.instrument(embeddings, "bot")  # type: ignore[call-arg]  # keywords only
+prometheus.instrument(model)  # type: ignore[arg-type]  # has no figures
+opentelemetry.instrument(embeddings)
+opentelemetry.instrument(
+    tier,
+    name="redis",
+    meter_provider=get_meter_provider(),
+    tracer_provider=get_tracer_provider(),
+)
+opentelemetry.instrument(embeddings, registry=None)  # type: ignore[call-arg]
+assert_type(prefetch_embeddings.instrumentation.prometheus.instrument(embeddings, name="b"), None)
+prefetch_embeddings.instrumentation.opentelemetry.instrument(embeddings, name="b")
+
+# --- Testing one's own code ----------------------------------------------------------------------
+
+scripted = ScriptedEmbeddings(8, delays={"slow": 0.5})
+ScriptedEmbeddings(delays=lambda text: len(text) / 100)
+assert_type(scripted.hold("q"), Gate)
+scripted.fail("q", ValueError(), asyncio.CancelledError())
+scripted.fail("q", ValueError)  # type: ignore[arg-type]  # an instance
+assert_type(scripted.calls, list[tuple[str, tuple[str, ...]]])
+assert_type(scripted.vector("q"), list[float])
+with ManualPrefetchingEmbeddings(scripted, ttl=1.0) as manual:
+    assert_type(manual, ManualPrefetchingEmbeddings)
+    assert_type(manual.executor, ManualExecutor)
+    assert_type(manual.time, ManualTime)
+    assert_type(manual.executor.run_next(), bool)
+    assert_type(manual.executor.run_all(), int)
+    manual.time.advance(1)
+assert_no_leaks(manual)
