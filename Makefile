@@ -24,7 +24,7 @@ lint: $(TEST)/installed
 	$(TEST)/bin/mypy
 
 bench: $(TEST)/installed
-	$(TEST)/bin/python -m benchmarks $(ARGS)
+	$(TEST)/bin/python -m benchmarks --json out/benchmarks.json --picture docs/benchmarks.png $(ARGS)
 
 $(DEMO)/installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)

@@ -16,6 +16,7 @@ from benchmarks import (
     exposed,
     hit_path,
     memory,
+    picture,
     prefetch_cost,
     redis_tier,
     tail,
@@ -54,6 +55,7 @@ def main() -> None:
     """Measure, print, and write JSON if asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
+    parser.add_argument("--picture", type=Path, help="draw the rows into this PNG, too")
     parser.add_argument("--only", help="run the measurements whose module has this in its name")
     arguments = parser.parse_args()
     rows: list[Row] = []
@@ -68,6 +70,8 @@ def main() -> None:
     print()
     print(f"Python {platform.python_version()}; "
           + ", ".join(f"{name} {number}" for name, number in versions.items()))  # fmt: skip
+    if arguments.picture:
+        picture.draw(rows, arguments.picture)
     if arguments.json:
         report = {
             "python": platform.python_version(),
