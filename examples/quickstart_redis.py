@@ -12,8 +12,7 @@ from langchain_chroma import Chroma
 from langchain_openai import OpenAIEmbeddings
 
 from examples.knowledge_base import PASSAGES
-from prefetch_embeddings import PrefetchingEmbeddings
-from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+from prefetch_embeddings import PrefetchingEmbeddings, RedisCachedEmbeddings
 
 model = OpenAIEmbeddings(check_embedding_ctx_length=False)  # no tokenizer to download
 cached = RedisCachedEmbeddings(

@@ -8,73 +8,140 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from examples.knowledge_base import QUESTIONS
-from examples.voice_bot import report
-from examples.voice_bot.experiment import ARMS, Plan, run
+from examples.voice_bot import knowledge, report
+from examples.voice_bot.arms import ARMS, own_model
+from examples.voice_bot.experiment import Plan, Result, run
+from examples.voice_bot.handler import FILLER_FROM
+
+_REAL = "text-embedding-3-small"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.voice_bot",
-        description="Measure a voice turn with and without prefetching its embedding.",
-    )
-    parser.add_argument("--turns", type=int, default=48, help="turns for each arm (default 48)")
-    parser.add_argument("--calls", type=int, default=8, help="calls at once (default 8)")
-    parser.add_argument("--seed", type=int, default=1, help="of the questions and the delays")
-    parser.add_argument(
-        "--time-scale", type=float, default=1.0, help="factor on all times; 0.1 is ten times faster"
-    )
-    parser.add_argument(
-        "--live",
-        action="store_true",
-        help="ask the real API with OPENAI_API_KEY; each question goes to it once for each arm, "
-        "one right after the other, the arms taking turns at being first",
-    )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
+    parser = _parser()
     options = parser.parse_args(arguments)
-    if not 1 <= options.turns <= len(QUESTIONS):
-        parser.error(f"--turns: from 1 to {len(QUESTIONS)}, the number of different questions")
+    questions = knowledge.questions()
+    if options.questions is not None:
+        try:
+            questions = knowledge.questions_in(options.questions)
+        except (OSError, UnicodeDecodeError) as error:
+            parser.error(f"--questions: {error}")
+    turns = min(Plan.turns, len(questions)) if options.turns is None else options.turns
+    if not 1 <= turns <= len(questions):
+        parser.error(f"--turns: from 1 to {len(questions)}, the number of different questions")
     if options.calls < 1:
         parser.error("--calls: at least 1")
-    if options.live and not os.environ.get("OPENAI_API_KEY"):
-        parser.error("--live needs OPENAI_API_KEY in the environment")
+    if options.time_scale <= 0:
+        parser.error("--time-scale: more than 0")
+    if options.model is not None:
+        if ":" not in options.model and not os.environ.get("OPENAI_API_KEY"):
+            parser.error("asking OpenAI's API needs OPENAI_API_KEY in the environment")
+        try:
+            own_model(options.model)
+        except ValueError as error:
+            parser.error(f"--model: {error}")
 
     plan = Plan(
-        turns=options.turns,
-        calls=options.calls,
+        turns=turns,
+        calls=min(options.calls, turns),
         seed=options.seed,
+        filler_from=FILLER_FROM if options.short_filler else 0.0,
         time_scale=options.time_scale,
-        live=options.live,
+        model=options.model,
+        questions=questions,
     )
-    print(_explanation(plan))
+    print(_explanation(plan), flush=True)
     try:
         result = asyncio.run(run(plan, _progress(len(ARMS) * plan.turns)))
     except KeyboardInterrupt:
         return 130
     print(f"\n{report.table(result)}\n\n{report.sentence(result)}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(report.as_json(result), indent=2, ensure_ascii=False))
+    if plan.filler_from == 0 and plan.model is None:
+        print("\n" + "\n".join(report.bars(result)))
+    if options.output is not None:
+        _write(result, options.output)
     return 0
 
 
-def _explanation(plan: Plan) -> str:
-    if plan.live:
-        upstream = "the real OpenAI API; the limit is taken from each turn's own measured embedding"
-    else:
-        upstream = (
-            f"a local stand-in that answers after {plan.p5}-{plan.p95} s (p5-p95, lognormal), "
-            "the same for a question in both arms"
-        )
-    times = "All times but the API's own" if plan.live else "All times"
-    scale = "" if plan.time_scale == 1 else f" {times} are multiplied by {plan.time_scale}."
-    return (
-        f"{plan.turns} cold questions for each of {len(ARMS)} arms, {plan.calls} calls at once; "
-        f"filler {plan.durations.filler_in_all:.1f} s in all.{scale}\n"
-        f"Embeddings: OpenAIEmbeddings over HTTP to {upstream}.\n"
-        "Real: Chroma, LangChain, the OpenAI client. Stand-ins: telephone, recogniser, "
-        "language model, speech synthesis."
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.voice_bot",
+        description="Measure a voice turn with and without prefetching its embedding.",
     )
+    parser.add_argument(
+        "--turns", type=int, help=f"turns for each arm (default {Plan.turns}, or all questions)"
+    )
+    parser.add_argument(
+        "--calls", type=int, default=Plan.calls, help=f"calls at once (default {Plan.calls})"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the questions and the delays")
+    parser.add_argument(
+        "--time-scale", type=float, default=1.0, help="factor on all times; 0.1 is ten times faster"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="your own model instead of the stand-in: the name of one of OpenAI's (asked with "
+        "OPENAI_API_KEY, at OPENAI_BASE_URL if that is set), or package.module:name of an "
+        "Embeddings or of a function that returns one. It should not cache: each question goes to "
+        "it once for each arm, at nearly the same time, and the partial transcripts besides",
+    )
+    parser.add_argument(
+        "--live",
+        dest="model",
+        action="store_const",
+        const=_REAL,
+        help=f"the same as --model {_REAL}",
+    )
+    parser.add_argument(
+        "--questions", type=Path, metavar="FILE", help="your own questions, one a line"
+    )
+    parser.add_argument(
+        "--short-filler",
+        action="store_true",
+        help="play the filler only where the expected wait warrants it, as the bot does by "
+        "default; otherwise it is always played, so that the arms differ in the embedding alone",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="write there: all figures as JSON, two pictures"
+    )
+    return parser
+
+
+def _explanation(plan: Plan) -> str:
+    if plan.model is None:
+        upstream = (
+            "OpenAIEmbeddings over HTTP to a local stand-in that answers after "
+            f"{plan.p5}-{plan.p95} s (p5-p95, lognormal), the same for a question in all arms"
+        )
+    else:
+        kind = plan.model if ":" in plan.model else f"OpenAIEmbeddings, {plan.model}, the real API"
+        upstream = f"{kind}; the limit is taken from each turn's own measured embedding"
+    times = "All times" if plan.model is None else "All times but the model's own"
+    scale = "" if plan.time_scale == 1 else f" {times} are multiplied by {plan.time_scale}."
+    filler = (
+        f"filler {plan.durations.filler_in_all:.1f} s in all"
+        if plan.filler_from == 0
+        else f"filler only where a wait of {plan.filler_from} s or more is expected"
+    )
+    return (
+        f"{plan.turns} cold questions for each of {len(ARMS)} arms, {plan.calls} calls at once, "
+        f"{len(knowledge.MODELS)} knowledge bases; {filler}.{scale}\n"
+        f"Embeddings: {upstream}.\n"
+        "Real: Chroma, LangChain, the OpenAI client. Stand-ins: telephone, caller, recogniser and "
+        "its partial transcripts, language model, speech synthesis."
+    )
+
+
+def _write(result: Result, folder: Path) -> None:
+    from examples.voice_bot import plots  # matplotlib takes its time to import
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = folder / "figures.json"
+    figures.write_text(json.dumps(report.as_json(result), indent=2, ensure_ascii=False), "utf-8")
+    plots.save(plots.distributions(result), folder / "first_audio.png")
+    plots.save(plots.timeline(result), folder / "turn.png")
+    print(f"\nWritten to {folder}: figures.json, first_audio.png, turn.png")
 
 
 def _progress(total: int) -> Callable[[int], None]:
@@ -85,7 +152,7 @@ def _progress(total: int) -> Callable[[int], None]:
         if terminal:
             end = "\n" if done == total else ""
             print(f"\r{done} of {total} turns", end=end, file=sys.stderr, flush=True)
-        elif done % 10 == 0 or done == total:
+        elif done % 50 == 0 or done == total:
             print(f"{done} of {total} turns", file=sys.stderr, flush=True)
 
     return show

@@ -1,46 +1,35 @@
-"""The A/B measurement: the same cold questions, with and without prefetching.
+"""The A/B measurement: the same cold questions, each answered in four ways.
 
-Several calls run at once. Each puts its questions to both arms, one right after the other, the
-arms taking turns at being first. So they are paired: same question, same delay, same load on the
-machine, and with a real provider the same weather. An arm has an agent, a wrapper and a knowledge
-base of its own and meets every question once, so that nothing is cached in either.
+Several calls run at once. Each puts its questions to all arms at nearly the same time, the arms
+taking turns at being first. So they are paired: same question, same delay, same load on the
+machine, and with a real provider the same weather. An arm has an agent, wrappers and knowledge
+bases of its own and meets every question once, so that nothing is cached that should not be.
 """
 
 import asyncio
 import concurrent.futures
 import contextlib
 import random
-import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import chromadb
-from langchain_chroma import Chroma
-from langchain_core.embeddings import Embeddings
-from langchain_openai import OpenAIEmbeddings
-from pydantic import SecretStr
-
-from examples.knowledge_base import PASSAGES, QUESTIONS
-from examples.local_openai import Delays, LocalOpenAI
-from examples.voice_bot.agent import Agent
-from examples.voice_bot.handler import StasisHandler, normalise
-from examples.voice_bot.measuring import MeasuredEmbeddings
+from examples.local_openai import Delays
+from examples.voice_bot.arms import ARMS, CACHED, OFF, Arm, open_arm
+from examples.voice_bot.handler import StasisHandler
+from examples.voice_bot.knowledge import Asked, questions
+from examples.voice_bot.measuring import Call
 from examples.voice_bot.stand_ins import (
     FILLER,
     Durations,
     StandInChannel,
-    StandInLLM,
+    StandInRecogniser,
     StandInTextToSpeech,
 )
-from prefetch_embeddings import PrefetchingEmbeddings
+from examples.voice_bot.transcripts import listen_to
+from prefetch_embeddings import UtterancePrefetcher
 
-OFF = "off"
-AT_FINAL = "prefetch at final"
-ARMS = (OFF, AT_FINAL)
-
-_SECONDS_BETWEEN_CALLS = 0.3
-_WARM_UP = "hello, can you hear me"
+_SECONDS_BETWEEN_CALLS = 0.25
+_SECONDS_BETWEEN_ARMS = 0.35
 
 
 @dataclass(frozen=True)
@@ -50,31 +39,48 @@ class Plan:
     Args:
         turns: Turns for each arm.
         calls: Calls at once.
-        seed: Decides the questions and the delays.
+        seed: Decides the questions, their order, the delays and the partial transcripts.
         p5: 5th percentile of the stand-in endpoint's delays, in seconds, before `time_scale`.
         p95: Their 95th percentile.
         durations: The turn's other parts, before `time_scale`.
+        filler_from: Seconds of expected wait, before `time_scale`, from which the filler is played;
+            0.0 for always, so that the arms differ in the embedding alone.
         time_scale: Factor on all of these; 1.0 for real time.
-        live: Ask the real API instead of the stand-in.
+        model: The user's own model, as `own_model` takes it, instead of the stand-in.
+        questions: What to ask.
     """
 
-    turns: int = 48
-    calls: int = 8
+    turns: int = 96
+    calls: int = 24
     seed: int = 1
     p5: float = 0.39
     p95: float = 1.16
     durations: Durations = field(default_factory=Durations)
+    filler_from: float = 0.0
     time_scale: float = 1.0
-    live: bool = False
+    model: str | None = None
+    questions: Sequence[Asked] = field(default_factory=questions)
 
-    def questions(self) -> list[str]:
+    def drawn(self) -> list[Asked]:
         """As many different questions as there are turns."""
-        texts = [question.text for question in QUESTIONS]
-        return random.Random(self.seed).sample(texts, self.turns)
+        return random.Random(self.seed).sample(list(self.questions), self.turns)
 
     def delays(self) -> Delays:
         """The endpoint's delays."""
         return Delays(p5=self.p5, p95=self.p95, seed=self.seed, time_scale=self.time_scale)
+
+
+@dataclass(frozen=True)
+class Span:
+    """From when to when something happened, in seconds after the final transcript."""
+
+    began: float
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ended - self.began
 
 
 @dataclass(frozen=True)
@@ -85,17 +91,31 @@ class Turn:
         arm: The arm it belongs to.
         question: What the caller asked.
         first_audio: From the final transcript to the answer's first audio.
-        exposed: What the chain waited for the embedding.
-        head_start: From the prefetch to the chain's query for it; 0.0 without a prefetch.
-        embedding: How long the embedding itself takes: the endpoint's draw, or live as measured.
+        filler: The filler phrase; None if none was played.
+        query: What the chain waited for the embedding.
+        calls: The model's calls for the question.
+        guesses: Its calls for partial transcripts that were another text.
+        head_start: From the prefetch to the chain's query for it; 0.0 without a prefetch. If a
+            partial transcript had the same text, from the prefetch of that.
+        lead: By how much that was before the final transcript; 0.0 if there was none.
+        embedding: How long the embedding itself takes: the endpoint's draw, or as measured.
     """
 
     arm: str
     question: str
     first_audio: float
-    exposed: float
+    filler: Span | None
+    query: Span
+    calls: tuple[Span, ...]
+    guesses: tuple[Span, ...]
     head_start: float
+    lead: float
     embedding: float
+
+    @property
+    def exposed(self) -> float:
+        """What the chain waited for the embedding."""
+        return self.query.seconds
 
     @property
     def limit(self) -> float:
@@ -116,134 +136,129 @@ class Result:
         return [turn for turn in self.turns if turn.arm == arm]
 
 
-@dataclass(frozen=True)
-class _Arm:
-    """One arm's bot, with its probes."""
-
-    name: str
-    agent: Agent
-    store: Chroma
-    model: MeasuredEmbeddings
-    waited: MeasuredEmbeddings
-    prefetching: PrefetchingEmbeddings | None
-    server: LocalOpenAI | None
-
-
-async def run(plan: Plan, on_turn: Callable[[int], None]) -> Result:
+async def run(plan: Plan, on_turn: Callable[[int], None] = lambda _: None) -> Result:
     """Measure.
 
     Args:
         plan: What to measure.
-        on_turn: Called after each turn with the number of turns done, both arms counted.
+        on_turn: Called after each turn with the number of turns done, all arms counted.
     """
     # A sync embedding call holds one thread of the loop's default pool. Its usual size on a small
     # machine, 6, would make calls wait for each other, which is not what is measured here.
-    threads = concurrent.futures.ThreadPoolExecutor(max_workers=4 * plan.calls)
+    threads = concurrent.futures.ThreadPoolExecutor(max_workers=len(ARMS) * plan.calls)
     asyncio.get_running_loop().set_default_executor(threads)
+    drawn = plan.drawn()
+    turns: list[Turn] = []
     async with contextlib.AsyncExitStack() as stack:
-        arms = [await stack.enter_async_context(_arm(name, plan)) for name in ARMS]
-        await _warm_up(arms, plan)
-        turns: list[Turn] = []
+        arms = [await stack.enter_async_context(_open(name, plan)) for name in ARMS]
+        for arm in arms:
+            await _prepare(arm, plan, drawn)
 
-        async def call(number: int, questions: Sequence[str]) -> None:
+        async def turn(place: int, arm: Arm, question: Asked) -> None:
+            await asyncio.sleep(place * _SECONDS_BETWEEN_ARMS * plan.time_scale)
+            turns.append(await _turn(arm, question, plan))
+            on_turn(len(turns))
+
+        async def call(number: int) -> None:
             await asyncio.sleep(number * _SECONDS_BETWEEN_CALLS * plan.time_scale)
-            for index, question in enumerate(questions):
-                for arm in arms if index % 2 == 0 else reversed(arms):
-                    turns.append(await _turn(arm, question, plan))
-                    on_turn(len(turns))
+            for index, question in enumerate(drawn[number :: plan.calls], start=number):
+                first = index % len(arms)
+                async with asyncio.TaskGroup() as callers:
+                    for place, arm in enumerate(arms[first:] + arms[:first]):
+                        callers.create_task(turn(place, arm, question))
 
-        questions = plan.questions()
         async with asyncio.TaskGroup() as calls:
             for number in range(plan.calls):
-                calls.create_task(call(number, questions[number :: plan.calls]))
-        upstream = {arm.name: _upstream_calls(arm) for arm in arms}
+                calls.create_task(call(number))
+        upstream = {arm.name: arm.upstream_calls() for arm in arms}
     return Result(plan, tuple(turns), upstream)
 
 
-@contextlib.asynccontextmanager
-async def _arm(name: str, plan: Plan) -> AsyncIterator[_Arm]:
-    with contextlib.ExitStack() as stack:
-        server = None if plan.live else stack.enter_context(LocalOpenAI(process=True))
-        model = MeasuredEmbeddings(_openai(server))
-        prefetching = None
-        if name != OFF:
-            prefetching = stack.enter_context(PrefetchingEmbeddings(model))
-        waited = MeasuredEmbeddings(prefetching or model)
-        store = await asyncio.to_thread(_knowledge_base, waited)
-        stack.callback(store.delete_collection)
-        agent = Agent(store, StandInLLM(seconds=plan.durations.llm * plan.time_scale), prefetching)
-        yield _Arm(name, agent, store, model, waited, prefetching, server)
-
-
-def _openai(server: LocalOpenAI | None) -> Embeddings:
-    """The real client; without a server, for the real API and with the key in the environment."""
-    if server is None:
-        return OpenAIEmbeddings(model="text-embedding-3-small", check_embedding_ctx_length=False)
-    return OpenAIEmbeddings(
-        base_url=server.base_url,
-        api_key=SecretStr("stand-in"),
-        model="text-embedding-3-small",
-        check_embedding_ctx_length=False,
+def _open(name: str, plan: Plan) -> contextlib.AbstractAsyncContextManager[Arm]:
+    return open_arm(
+        name,
+        model=plan.model,
+        calls=plan.calls,
+        turns=plan.turns,
+        llm_seconds=plan.durations.llm * plan.time_scale,
     )
 
 
-def _knowledge_base(embeddings: Embeddings) -> Chroma:
-    store = Chroma(
-        collection_name=f"help-desk-{uuid.uuid4().hex}",
-        embedding_function=embeddings,
-        client=chromadb.EphemeralClient(),
-    )
-    store.add_texts([passage.text for passage in PASSAGES])
-    return store
+async def _prepare(arm: Arm, plan: Plan, drawn: Sequence[Asked]) -> None:
+    """Bring an arm to where a bot is that has been in use for a while."""
+    await arm.warm_up(connections=1 if plan.model else plan.calls)
+    if arm.name == CACHED:
+        await arm.cache(drawn)
+    if arm.server is not None:
+        arm.server.set_delays(plan.delays())
+    arm.begin()
 
 
-async def _warm_up(arms: Sequence[_Arm], plan: Plan) -> None:
-    """Open the connections and load what is loaded on first use, alike in both arms."""
-    for arm in arms:
-        await asyncio.gather(
-            *(asyncio.to_thread(arm.model.embed_query, _WARM_UP) for _ in range(plan.calls))
-        )
-    await asyncio.gather(*(_turn(arm, _WARM_UP, plan) for arm in arms))
-    for arm in arms:
-        arm.model.forget_calls()
-        arm.waited.forget_calls()
-        if arm.server is not None:
-            arm.server.reset_counts()
-            arm.server.set_delays(plan.delays())
-
-
-async def _turn(arm: _Arm, question: str, plan: Plan) -> Turn:
+async def _turn(arm: Arm, question: Asked, plan: Plan) -> Turn:
     """Let a caller ask one question, and listen."""
     durations = plan.durations.scaled(plan.time_scale)
     channel = StandInChannel(durations.filler)
+    speech = arm.listen(question.kb, plan.time_scale)
     handler = StasisHandler(
         arm.agent,
         channel,
         StandInTextToSpeech(durations.tts),
+        kb=question.kb,
         filler=FILLER,
+        speech=speech,
         pause=durations.pause,
+        filler_from=plan.filler_from * plan.time_scale,
     )
-    asked = time.perf_counter()
-    await handler.on_final_transcript(question)
-    _filler, (answered, _audio), *_ = channel.played
-    text = normalise(question)
-    query = arm.waited.calls_for(text)[-1]
-    if arm.server is None:
-        embedding = arm.model.calls_for(text)[-1].seconds
-    else:
-        embedding = plan.delays().seconds_for(text)
+    heard = listen_to(question.text, seed=plan.seed)
+    final_at = await StandInRecogniser(plan.time_scale).hear(handler, heard)
+    await handler.turn_over()
+
+    answers = [began for audio, began, _ in channel.played if audio != FILLER]
+    if not answers:
+        raise RuntimeError("a turn failed; the log says why")
+    fillers = [Span(began, ended) for audio, began, ended in channel.played if audio == FILLER]
+    measured = arm.models[question.kb]
+    query = _after(final_at, measured.waited.calls_for(question.text)[-1])
+    calls = measured.model.calls_for(question.text)
+    lead = _lead(speech)
     return Turn(
         arm=arm.name,
-        question=question,
-        first_audio=answered - asked,
-        exposed=query.seconds,
-        head_start=query.began - asked if arm.prefetching is not None else 0.0,
-        embedding=embedding,
+        question=question.text,
+        first_audio=answers[0] - final_at,
+        filler=Span(fillers[0].began - final_at, fillers[0].ended - final_at) if fillers else None,
+        query=query,
+        calls=tuple(_after(final_at, call) for call in calls),
+        guesses=tuple(
+            _after(final_at, call)
+            for text in {text for _, text in heard.partials} - {question.text}
+            for call in measured.model.calls_for(text)
+        )
+        if speech is not None
+        else (),
+        head_start=_head_start(arm, question, final_at, query, lead),
+        lead=lead,
+        embedding=_embedding(arm, question, plan, calls),
     )
 
 
-def _upstream_calls(arm: _Arm) -> int:
-    """Calls that reached the endpoint; live, where nobody counts them there, calls to the model."""
+def _after(moment: float, call: Call) -> Span:
+    return Span(call.began - moment, call.began + call.seconds - moment)
+
+
+def _lead(speech: UtterancePrefetcher | None) -> float:
+    utterance = None if speech is None else speech.last_utterance
+    return 0.0 if utterance is None else utterance.lead
+
+
+def _head_start(arm: Arm, question: Asked, final_at: float, query: Span, lead: float) -> float:
+    if arm.name == OFF:
+        return 0.0
+    if arm.name == CACHED:
+        return final_at + query.began - arm.cached_at[question.text]
+    return query.began + lead
+
+
+def _embedding(arm: Arm, question: Asked, plan: Plan, calls: Sequence[Call]) -> float:
     if arm.server is not None:
-        return arm.server.stats().requests
-    return arm.model.count
+        return plan.delays().seconds_for(question.text)
+    return calls[0].seconds if calls else 0.0

@@ -1,6 +1,7 @@
-"""What stands in for Asterisk, the language model and speech synthesis. Not to be copied.
+"""What stands in for Asterisk, the recogniser, the language model and speech synthesis.
 
-They only take their time, so that a turn lasts as long as a real one.
+Not to be copied: they only take their time, so that a turn lasts as long as a real one. What the
+recogniser hears is made in `transcripts`.
 """
 
 import asyncio
@@ -12,6 +13,9 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+
+from examples.voice_bot.handler import StasisHandler
+from examples.voice_bot.transcripts import Heard
 
 
 @dataclass(frozen=True)
@@ -45,22 +49,51 @@ class Durations:
 FILLER = b"one moment, please"
 
 
+@dataclass(frozen=True)
+class StandInRecogniser:
+    """Stands in for the caller and the recogniser: tells the handler what is heard, when it is.
+
+    Args:
+        time_scale: Factor on all times.
+    """
+
+    time_scale: float = 1.0
+
+    async def hear(self, handler: StasisHandler, heard: Heard) -> float:
+        """Let a caller ask a question.
+
+        Returns:
+            When the final transcript came, on `time.perf_counter`.
+        """
+        began = time.perf_counter()
+        for at, partial in heard.partials:
+            await self._until(began, at)
+            handler.on_partial_transcript(partial)
+        await self._until(began, heard.final_at)
+        final_at = time.perf_counter()
+        handler.on_final_transcript(heard.question)
+        return final_at
+
+    async def _until(self, began: float, at: float) -> None:
+        await asyncio.sleep(began + at * self.time_scale - time.perf_counter())
+
+
 @dataclass
 class StandInChannel:
-    """Stands in for an Asterisk channel: keeps when it began to play what.
+    """Stands in for an Asterisk channel: keeps what it played, from when to when.
 
     The filler takes its time; the answer's audio is over at once, since the measurement ends where
     it begins.
     """
 
     filler_seconds: float
-    played: list[tuple[float, bytes]] = field(default_factory=list)
+    played: list[tuple[bytes, float, float]] = field(default_factory=list)
 
     async def play(self, audio: bytes) -> None:
         """Play audio to its end."""
-        self.played.append((time.perf_counter(), audio))
-        if audio == FILLER:
-            await asyncio.sleep(self.filler_seconds)
+        began = time.perf_counter()
+        await asyncio.sleep(self.filler_seconds if audio == FILLER else 0.0)
+        self.played.append((audio, began, time.perf_counter()))
 
 
 @dataclass(frozen=True)
