@@ -10,10 +10,10 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from langchain_core.embeddings import Embeddings
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from langchain_core.embeddings import Embeddings
 
 _INSTRUCTIONS: Final = ("embed_instruction", "query_instruction")
 _LOCAL: Final = ("model_kwargs", "encode_kwargs", "query_encode_kwargs", *_INSTRUCTIONS)
@@ -51,6 +51,7 @@ _KNOWN: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "VoyageAIEmbeddings": (("model",), ("truncation",)),
     "VoyageEmbeddings": (("model",), ("voyage_api_base", "truncation")),
 }
+_TRANSPARENT: Final = {"CacheBackedEmbeddings", "PrefetchingEmbeddings", "RedisCachedEmbeddings"}
 _DIMENSIONS: Final = ("dimensions", "output_dimensionality", "output_dimension", "dimensionality")
 _OPENAI_URL: Final = "https://api.openai.com/v1"
 
@@ -58,12 +59,13 @@ _OPENAI_URL: Final = "https://api.openai.com/v1"
 def derive_model_id(model: Embeddings) -> str:
     """Return what identifies the vector space of `model`.
 
-    Wrappers with an attribute `underlying_embeddings` are looked through.
+    Wrappers with an attribute `underlying_embeddings` are looked through; those that are not known
+    to leave the vectors alone are part of the identity.
 
     Raises:
         ValueError: The class is not among the well-known ones, or does not name its model.
     """
-    innermost = _innermost(model)
+    innermost, wrappers = _unwrap(model)
     for known in type(innermost).__mro__:
         if known.__name__ in _KNOWN and known.__module__.partition(".")[0].startswith("langchain_"):
             naming, shaping = _KNOWN[known.__name__]
@@ -74,9 +76,9 @@ def derive_model_id(model: Embeddings) -> str:
             if known.__name__ == "OpenAIEmbeddings":
                 identity["openai_api_base"] = _openai_url(innermost)
             if known is not type(innermost):  # a subclass may change what it embeds
-                identity["subclass"] = (
-                    f"{type(innermost).__module__}.{type(innermost).__qualname__}"
-                )
+                identity["subclass"] = _name(innermost)
+            if wrappers:  # they may change what it embeds, or the vectors
+                identity["wrappers"] = wrappers
             return json.dumps(identity, sort_keys=True, default=str)
     raise ValueError(
         f"Which vectors {type(innermost).__name__} makes cannot be told from its attributes: pass "
@@ -87,18 +89,24 @@ def derive_model_id(model: Embeddings) -> str:
 
 def derive_dimensions(model: Embeddings) -> int | None:
     """Return the dimensions that `model` was asked for; None where it was not, or doesn't say."""
-    for value in _read(_innermost(model), _DIMENSIONS).values():
+    for value in _read(_unwrap(model)[0], _DIMENSIONS).values():
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return None
 
 
-def _innermost(model: Any) -> Any:
-    seen = set()
-    while id(model) not in seen:
-        seen.add(id(model))
-        model = getattr(model, "underlying_embeddings", None) or model
-    return model
+def _unwrap(model: Any) -> tuple[Any, list[str]]:
+    """Return the innermost model, and the wrappers around it that may not just cache."""
+    wrappers = []
+    while isinstance(inner := getattr(model, "underlying_embeddings", None), Embeddings):
+        if type(model).__name__ not in _TRANSPARENT:
+            wrappers.append(_name(model))
+        model = inner
+    return model, wrappers
+
+
+def _name(model: Any) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def _read(model: Any, names: tuple[str, ...]) -> dict[str, Any]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import math
 import os
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar, cast
 
 from langchain_core.embeddings import Embeddings
-from redis.exceptions import ResponseError
+from redis.exceptions import MaxConnectionsError, ResponseError
 
 from prefetch_embeddings import codec, warming
 from prefetch_embeddings.codec import CorruptValueError, Role
 from prefetch_embeddings.model_id import derive_dimensions, derive_model_id
-from prefetch_embeddings.redis_tier import deadline, lease
+from prefetch_embeddings.redis_tier import async_connections, deadline, lease
 from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
 from prefetch_embeddings.redis_tier.stats import (
     RedisCacheEvent,
@@ -38,6 +39,7 @@ from prefetch_embeddings.redis_tier.transport import (
 from prefetch_embeddings.redis_tier.writer import Write, Writer, flush_all
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Generator, Iterable, Sequence
     from types import TracebackType
 
@@ -54,7 +56,7 @@ MGET_KEYS: Final = 128
 UPSTREAM_TEXTS: Final = 100
 """Texts of one call to a model that does not say how many it sends at once."""
 
-EXIT_SECONDS: Final = 0.5
+EXIT_SECONDS: Final = 0.25
 """How long `close` and the exit of the interpreter wait for vectors on their way to Redis."""
 
 
@@ -171,8 +173,8 @@ class RedisCachedEmbeddings(Embeddings):
         if url is not None and client is not None:
             raise ValueError("pass url= or client=, not both")
         for name, seconds in (("ttl", ttl), ("timeout", timeout), ("lease", lease)):
-            if seconds is not None and not seconds > 0:
-                raise ValueError(f"{name} must be positive, in seconds")
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise ValueError(f"{name} must be positive and finite, in seconds")
         self.underlying_embeddings = underlying_embeddings
         if model_id is None:
             model_id = derive_model_id(underlying_embeddings)
@@ -253,7 +255,6 @@ class RedisCachedEmbeddings(Embeddings):
         except BaseException:
             self._give_up(slot, found.lease)
             raise
-        self._learn_length(vector)
         return self._keep(slot, vector, found.lease)
 
     async def aembed_query(self, text: str, **kwargs: Any) -> list[float]:
@@ -278,7 +279,6 @@ class RedisCachedEmbeddings(Embeddings):
         except BaseException:
             self._give_up(slot, found.lease)
             raise
-        self._learn_length(vector)
         return self._keep(slot, vector, found.lease)
 
     def embed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
@@ -341,7 +341,7 @@ class RedisCachedEmbeddings(Embeddings):
             Exception: What the model raised. Redis raises nothing here either.
         """
         began = time.monotonic()
-        if self._transport is not None:
+        if self._transport is not None and not self._closed:
             self._run(_ping())
         warming.warm_up(self.underlying_embeddings)
         return time.monotonic() - began
@@ -349,7 +349,8 @@ class RedisCachedEmbeddings(Embeddings):
     async def awarm_up(self) -> float:
         """Do what `warm_up` does for the async clients."""
         began = time.monotonic()
-        await self._arun(_ping())
+        if not self._closed:
+            await self._arun(_ping())
         await warming.awarm_up(self.underlying_embeddings)
         return time.monotonic() - began
 
@@ -366,7 +367,7 @@ class RedisCachedEmbeddings(Embeddings):
         return self._writer.flush(timeout)
 
     def close(self) -> None:
-        """Let vectors reach Redis, for half a second at most, then let go of all connections.
+        """Let vectors reach Redis, for a quarter of a second at most, then let go of all connections.
 
         Clients that were given stay open. Afterwards every call goes straight to the model.
         """
@@ -379,10 +380,15 @@ class RedisCachedEmbeddings(Embeddings):
         """Do what `close` does without blocking the event loop."""
         if not self._closed:
             self._closed = True
-            await asyncio.to_thread(self._writer.flush, EXIT_SECONDS)
-            if isinstance(self._async_transport, OwnAsyncClients):
-                await self._async_transport.aclose()
-            self._let_go()
+            end = time.monotonic() + EXIT_SECONDS
+            try:
+                # Not in the loop's executor, whose threads may all be waiting for retrievers.
+                while not self._writer.flush(0) and time.monotonic() < end:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+                if isinstance(self._async_transport, OwnAsyncClients):
+                    await self._async_transport.aclose()
+            finally:
+                self._let_go()
 
     def _let_go(self) -> None:
         self._writer.close()
@@ -453,7 +459,10 @@ class RedisCachedEmbeddings(Embeddings):
                 if start == 0:
                     unanswered = reply.kind
                 break
-            for slot, value in zip(some, reply if cluster else reply[0], strict=True):
+            values = reply if cluster else reply[0]
+            if not isinstance(values, list) or len(values) != len(some):
+                values = [b""] * len(some)  # somebody else's answer: none of it checks
+            for slot, value in zip(some, values, strict=True):
                 vector, _ = self._judge(slot, value)
                 if vector is not None:
                     vectors[slot] = vector
@@ -468,16 +477,17 @@ class RedisCachedEmbeddings(Embeddings):
         """Find what older caches have, and copy it forward."""
         vectors: dict[_Slot, list[float]] = {}
         for cache in self._read_through:
-            asked = [s for s in slots if s not in vectors and s.role in cache.roles]
-            for start in range(0, len(asked), MGET_KEYS):
-                some = asked[start : start + MGET_KEYS]
-                reply = yield _Request([cache.command(slot.text) for slot in some])
+            asked = {s: self._command(cache, s) for s in slots if s not in vectors}
+            askable = [(slot, command) for slot, command in asked.items() if command]
+            for start in range(0, len(askable), MGET_KEYS):
+                some = askable[start : start + MGET_KEYS]
+                reply = yield _Request([command for _, command in some])
                 if isinstance(reply, _NoReply):
                     return vectors
-                for slot, entry in zip(some, reply, strict=True):
-                    vector = self._judge_existing(cache, slot, entry)
+                for (slot, _), entry in zip(some, reply, strict=True):
+                    vector = self._carry_over(cache, slot, entry)
                     if vector is not None:
-                        vectors[slot] = self._keep(slot, vector)
+                        vectors[slot] = vector
         self._recorder.looked_up(Kind.CARRIED_OVER, len(vectors))
         return vectors
 
@@ -515,9 +525,9 @@ class RedisCachedEmbeddings(Embeddings):
         state = lease.joined(slot.key, token, reply[0])
         if isinstance(state, lease.Lease):
             return _Found(None, state)
-        if isinstance(state, lease.OtherOwner):
-            return state
-        return _Found(self._judge(slot, state)[0])
+        if isinstance(state, bytes):
+            return _Found(self._judge(slot, state)[0])
+        return state or _NOTHING
 
     # -- requests: within the time, past the breaker, and counted
 
@@ -571,7 +581,7 @@ class RedisCachedEmbeddings(Embeddings):
         seconds = time.monotonic() - started
         self._recorder.spent(seconds, request.waiting)
         left -= max(0.0, seconds - request.waiting)
-        if isinstance(reply, Busy):
+        if isinstance(reply, (Busy, MaxConnectionsError)):
             return _SKIPPED, left
         error = _error_in(reply)
         if error is None:
@@ -605,25 +615,41 @@ class RedisCachedEmbeddings(Embeddings):
             return None, True
         return vector, False
 
-    def _judge_existing(self, cache: ExistingCache, slot: _Slot, entry: Any) -> list[float] | None:
+    def _command(self, cache: ExistingCache, slot: _Slot) -> Command | None:
+        if slot.role not in cache.roles:
+            return None
+        try:
+            return cache.command(slot.text)
+        except Exception:  # noqa: BLE001 - a key encoder of the user's, and a text it can't take
+            return None
+
+    def _carry_over(self, cache: ExistingCache, slot: _Slot, entry: Any) -> list[float] | None:
         try:
             if isinstance(entry, Exception):
                 raise CorruptValueError("an entry of another type")
-            return cache.vector(slot.text, entry)
-        except CorruptValueError:
+            vector = cache.vector(slot.text, entry)
+            stored = None if vector is None else codec.snapshot(vector)
+        except Exception:  # noqa: BLE001 - also one that its reader did not expect
             self._recorder.looked_up(Kind.CORRUPT)
             return None
+        if stored is not None:
+            self._put(slot, stored)
+        return vector
 
     def _keep(self, slot: _Slot, vector: Sequence[float], held: Lease | None = None) -> list[float]:
         """Have `vector` stored behind the reply; return a copy for the caller."""
-        mine = list(vector)
         try:
+            mine = list(vector)
             stored = codec.snapshot(mine)
-        except (TypeError, OverflowError):  # not a vector: none of our business
+        except (TypeError, ValueError, OverflowError):  # not a vector: none of our business
             self._give_up(slot, held)
-        else:
-            self._writer.put(Write(slot.key, slot.digest, stored, held))
+            return cast("list[float]", vector)
+        self._learn_length(mine)
+        self._put(slot, stored, held)
         return mine
+
+    def _put(self, slot: _Slot, vector: array[float] | None, held: Lease | None = None) -> None:
+        self._writer.put(Write(slot.key, slot.digest, vector, held))
 
     def _learn_length(self, vector: Sequence[float]) -> None:
         """Note the length of the model's vectors: a value of another one does not check."""
@@ -634,7 +660,7 @@ class RedisCachedEmbeddings(Embeddings):
 
     def _give_up(self, slot: _Slot, held: Lease | None) -> None:
         if held is not None:
-            self._writer.put(Write(slot.key, slot.digest, None, held))
+            self._put(slot, None, held)
 
     def _batches(
         self, slots: Iterable[_Slot], vectors: dict[_Slot, list[float]]
@@ -654,7 +680,6 @@ class RedisCachedEmbeddings(Embeddings):
         if len(answer) != len(batch):
             raise ValueError(f"the model returned {len(answer)} vectors for {len(batch)} texts")
         for slot, vector in zip(batch, answer, strict=True):
-            self._learn_length(vector)
             vectors[slot] = self._keep(slot, vector)
 
 
@@ -698,6 +723,7 @@ def _flush_at_exit() -> None:
 
 def _start_after_fork() -> None:
     deadline.reset_after_fork()
+    async_connections.reset_after_fork()
     for cache in list(_instances):
         _left_behind.append((cache._transport, cache._async_transport))  # noqa: SLF001
         cache._start()  # noqa: SLF001

@@ -96,7 +96,10 @@ class RedisServer:
 
 
 class Proxy:
-    """Passes bytes on to a server; `drip` makes its answers trickle, `cut` ends connections."""
+    """Passes bytes on to a server; `drip` makes its answers trickle, `cut` ends connections.
+
+    `forget` has it swallow what comes through those that are there, without a word.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -105,6 +108,7 @@ class Proxy:
         self.drip = 0.0  # seconds between two bytes of an answer
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []  # guarded by _lock
+        self._forgotten: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -129,6 +133,8 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if source in self._forgotten:
+                    continue
                 if answers and self.drip:
                     for byte in data:
                         sink.sendall(bytes([byte]))
@@ -138,6 +144,10 @@ class Proxy:
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def forget(self) -> None:
+        with self._lock:
+            self._forgotten = {near for near, _ in self._pairs}
 
     def cut(self) -> None:
         with self._lock:
@@ -152,6 +162,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._threads[0].join(HANG)  # what it accepts last is to be cut, too
         self.cut()
         for thread in self._threads:
             thread.join(HANG)

@@ -160,3 +160,14 @@ def test_wrong_arguments() -> None:
         RedisVLEmbeddingsCache(roles=["queries"], model_name="m")  # type: ignore[list-item]
     with pytest.raises(ValueError, match="key_encoder"):
         CacheBackedEmbeddingsCache(roles=["query"], key_encoder="md5")  # type: ignore[arg-type]
+
+
+def test_a_key_encoder_that_fails_is_a_miss(cached: Any) -> None:
+    def strict(text: str) -> str:
+        return text.encode().hex()  # not for lone surrogates
+
+    older = CacheBackedEmbeddingsCache(roles=["query"], key_encoder=strict)
+    tier = cached(CountingModel(), read_through=[older])
+    assert tier.embed_query("\ud800") == vector_of("\ud800")
+    assert tier.embed_query("text") == vector_of("text")
+    assert (tier.stats().misses, tier.stats().errors) == (2, 0)

@@ -364,3 +364,36 @@ def test_attributes_that_are_not_there_are_missing(cached: Any, model: CountingM
     embeddings = cached(model)
     assert embeddings.underlying_embeddings is model
     assert not hasattr(embeddings, "queries")
+
+
+def test_what_is_no_vector_is_passed_on_and_its_lease_given_up(
+    cached: Any, server: RedisServer
+) -> None:
+    class Odd(CountingModel):
+        def embed_query(self, text: str, **kwargs: object) -> Any:
+            return None
+
+    tier = cached(Odd(), single_flight=True)
+    assert tier.embed_query("text") is None
+    assert tier.flush(HANG)
+    with server.client() as client:
+        assert [key for key in client.scan_iter() if b"wake" not in key] == []
+
+
+async def test_warming_up_after_closing_connects_to_nothing(
+    cached: Any, model: CountingModel, server: RedisServer
+) -> None:
+    tier = cached(model)
+    await tier.aclose()
+    before = server.connections()
+    tier.warm_up()
+    await tier.awarm_up()
+    assert server.connections() == before
+    assert tier._async_transport._of_loop == {}
+
+
+@pytest.mark.parametrize("name", ["ttl", "timeout", "lease"])
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 0.0, -1.0])
+def test_durations_are_positive_and_finite(model: CountingModel, name: str, seconds: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be positive"):
+        RedisCachedEmbeddings(model, "redis://x", model_id="test", **{name: seconds})  # type: ignore[arg-type]

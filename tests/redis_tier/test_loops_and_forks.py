@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
+import ssl
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from tests.redis_tier.checks import eventually
 from tests.redis_tier.models import CountingModel, vector_of
@@ -236,3 +243,149 @@ def test_what_was_embedded_last_is_stored_on_exit(
 def test_a_hanging_server_does_not_keep_the_interpreter(fragile_server: RedisServer) -> None:
     fragile_server.pause()
     run_to_its_end(fragile_server, 0.1)
+
+
+def test_a_name_that_never_resolves_leaves_the_executor_and_the_exit_alone(
+    cached: Any, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retrievers without an async path run in the loop's executor, which asyncio resolves in."""
+    never = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def hang(host: str, *args: Any, **options: Any) -> Any:
+        if host == "redis.invalid":
+            never.wait(HANG)
+        return resolve(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    embeddings = cached(model, "redis://redis.invalid/0", timeout=0.1)
+
+    async def main() -> None:
+        executor = ThreadPoolExecutor(1)
+        asyncio.get_running_loop().set_default_executor(executor)
+        assert await embeddings.aembed_query("text") == vector_of("text")
+        await asyncio.wait_for(asyncio.to_thread(int), HANG / 2)
+
+    try:
+        asyncio.run(main())
+        assert not never.is_set()
+        assert embeddings.stats().misses == 1
+    finally:
+        never.set()
+
+
+async def test_a_name_is_resolved_and_its_addresses_tried_in_turn(
+    cached: Any, model: CountingModel, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def two(host: str, port: Any, *args: Any, **options: Any) -> Any:
+        if host != "redis.test":
+            return resolve(host, port, *args, **options)
+        return [(10, 1, 6, "", ("::1", port, 0, 0)), (2, 1, 6, "", ("127.0.0.1", port))]
+
+    embeddings = cached(model, f"redis://redis.test:{server.port}/0")
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    assert await embeddings.awarm_up() > 0
+    assert await embeddings.aembed_query("text") == vector_of("text")
+    assert (embeddings.stats().errors, embeddings.stats().misses) == (0, 1)
+    await embeddings.aclose()
+
+
+class _MuteTls:
+    """TLS in front of a server, until it stops answering for good."""
+
+    def __init__(self, port: int, directory: Path) -> None:
+        authority = trustme.CA()
+        self.authority = directory / "authority.pem"
+        authority.cert_pem.write_to_path(str(self.authority))
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("localhost", "127.0.0.1").configure_cert(self._context)
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._mute = threading.Event()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                thread = threading.Thread(target=self._serve, args=(near,), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self._port)) as far,
+            self._context.wrap_socket(near, server_side=True) as tls,
+        ):
+            while not self._mute.is_set():
+                far.settimeout(0.01)
+                tls.settimeout(0.01)
+                for source, sink in ((tls, far), (far, tls)):
+                    with contextlib.suppress(TimeoutError):
+                        if not (data := source.recv(65536)):
+                            return
+                        sink.sendall(data)
+            self._ended.wait(HANG)
+
+    _ended = threading.Event()
+
+    def mute(self) -> None:
+        self._mute.set()
+
+    def close(self) -> None:
+        self._mute.set()
+        self._ended.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(HANG)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("how", ["aclose", "close", "end of the loop"])
+def test_tls_that_is_never_closed_from_the_other_side(
+    cached: Any, model: CountingModel, server: RedisServer, tmp_path: Path, how: str
+) -> None:
+    tls = _MuteTls(server.port, tmp_path)
+    url = f"rediss://localhost:{tls.port}/0?ssl_ca_certs={tls.authority}"
+    embeddings = cached(model, url)
+    embeddings.embed_query("text")
+    assert embeddings.flush(HANG)
+
+    async def main() -> float:
+        assert await embeddings.aembed_query("text") == vector_of("text")
+        tls.mute()
+        began = time.monotonic()
+        if how == "aclose":
+            await embeddings.aclose()
+        elif how == "close":
+            embeddings.close()
+        return began
+
+    try:
+        began = asyncio.run(main())
+        assert time.monotonic() - began < 4.0  # asyncio waits 30 s, redis-py 5 s and then raises
+        assert (embeddings.stats().hits, embeddings.stats().errors) == (1, 0)
+    finally:
+        tls.close()
+
+
+async def test_closing_does_not_need_a_thread_of_the_executor(
+    cached: Any, model: CountingModel
+) -> None:
+    gate = threading.Event()
+    executor = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(executor)
+    busy = asyncio.create_task(asyncio.to_thread(gate.wait, HANG))
+    embeddings = cached(model)
+    await embeddings.aembed_query("text")
+    await asyncio.wait_for(embeddings.aclose(), HANG / 2)
+    gate.set()
+    await busy
+    assert embeddings.stats().writes == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from langchain_classic.embeddings import CacheBackedEmbeddings
@@ -135,3 +136,22 @@ def test_of_others_the_user_must_say_it(unknown: Embeddings) -> None:
     with pytest.raises(ValueError, match="pass model_id="):
         RedisCachedEmbeddings(unknown, "redis://x")
     RedisCachedEmbeddings(unknown, "redis://x", model_id="mine")
+
+
+def test_a_wrapper_that_may_change_vectors_is_another_model() -> None:
+    class Normalised(Embeddings):
+        def __init__(self) -> None:
+            self.underlying_embeddings = openai(dimensions=3)
+
+        def embed_query(self, text: str) -> list[float]:
+            return [0.0]
+
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return [[0.0] for _ in texts]
+
+    assert derive_model_id(Normalised()) != derive_model_id(openai(dimensions=3))
+    assert derive_dimensions(Normalised()) == 3
+
+
+def test_an_object_that_has_every_attribute_is_not_unwrapped_for_ever() -> None:
+    RedisCachedEmbeddings(MagicMock(), "redis://x", model_id="mine")

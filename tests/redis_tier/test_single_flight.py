@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -11,9 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from redis.crc import key_slot
 
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+from prefetch_embeddings.redis_tier import lease
+from prefetch_embeddings.redis_tier.transport import MAX_BLOCKED, MAX_HELPERS
 from tests.redis_tier.checks import eventually
 from tests.redis_tier.fleet import PROCESSES, Fleet
 from tests.redis_tier.models import CountingModel, ModelError, vector_of
@@ -317,3 +321,78 @@ def test_a_ready_made_client_with_a_short_timeout_still_waits(
         assert results == [vector_of("text")] * 2
         assert waiter.stats().errors == 0
         waiter.close()
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+def test_a_url_with_a_short_timeout_still_waits(
+    cached: Any, server: RedisServer, face: str
+) -> None:
+    """A command that blocks must be over before its socket gives up."""
+    model = GatedModel()
+    owner = cached(model, single_flight=True)
+    waiter = cached(model, f"{server.url}?socket_timeout=1", single_flight=True)
+    assert waiter._longest_block < 1.0
+    assert waiter._transport.patience == waiter._async_transport.patience == 1.0
+    tight = cached(model, f"{server.url}?socket_timeout=0.4")
+    assert tight._longest_block == 0.2
+    owning = threading.Thread(target=owner.embed_query, args=("text",))
+    owning.start()
+    assert model.entered.acquire(timeout=HANG)
+
+    def ask() -> None:
+        if face == "sync":
+            waiter.embed_query("text")
+        else:
+            asyncio.run(waiter.aembed_query("text"))
+
+    waiting = threading.Thread(target=ask)
+    waiting.start()
+    eventually(lambda: waiter.stats().waited)
+    model.gate.set()
+    for thread in (owning, waiting):
+        thread.join(HANG)
+    assert model.queries == ["text"]
+    assert waiter.stats().errors == 0
+
+
+def test_a_lease_taken_twice_is_still_ones_own() -> None:
+    """A client that retries sends the script again when the first reply was lost."""
+    assert lease.joined("key", "mine", [b"waiter", b"mine", 3000]) == lease.Lease("key", "mine")
+    other = lease.joined("key", "mine", [b"waiter", b"other", 3000])
+    assert other == lease.OtherOwner("key", "other", 3.0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 5.5e-17, 0.0004, 0.0005])
+def test_no_wait_lasts_for_ever(seconds: float) -> None:
+    assert float(str(lease.OtherOwner("key", "other", 1.0).wait(seconds)[-1])) > 0
+
+
+@pytest.mark.parametrize("prefix", ["plain", "{tag}", "a{tag}b", "open{", "{open", "app:{x}:{y}"])
+def test_the_keys_of_a_lease_share_a_slot_of_the_cluster(prefix: str) -> None:
+    key = f"{prefix}:query:0123"
+    command = lease.Lease(key, "token").leave(b"", None)
+    assert len({key_slot(str(name).encode()) for name in command[3:6]}) == 1
+
+
+async def test_waiters_beyond_the_threads_for_them_leave_the_others_theirs(
+    cached: Any, server: RedisServer
+) -> None:
+    """Half of the threads that may use a ready-made client may wait for other processes."""
+    model = GatedModel()
+    owner = cached(model, single_flight=True)
+    owning = threading.Thread(target=owner.embed_query, args=("text",))
+    owning.start()
+    assert await asyncio.to_thread(model.entered.acquire, timeout=HANG)
+    with server.client() as client:
+        tier = cached(CountingModel(), client=client, single_flight=True, lease=HANG)
+        only_woken(tier)
+        waiting = [asyncio.create_task(tier.aembed_query("text")) for _ in range(MAX_HELPERS)]
+        for done in itertools.islice(asyncio.as_completed(waiting), MAX_HELPERS - MAX_BLOCKED):
+            await done
+        assert await tier.aembed_query("other") == vector_of("other")
+        assert tier.stats().errors == 0
+        model.gate.set()
+        assert await asyncio.gather(*waiting) == [vector_of("text")] * MAX_HELPERS
+        await asyncio.to_thread(owning.join, HANG)
+        await tier.aclose()
+    assert len(tier.underlying_embeddings.aqueries) == MAX_HELPERS - MAX_BLOCKED + 1

@@ -13,7 +13,9 @@ import pytest
 import redis
 import redis.asyncio
 
+from prefetch_embeddings.existing import CacheBackedEmbeddingsCache, RedisVLEmbeddingsCache
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+from prefetch_embeddings.redis_tier import deadline, transport
 from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
 from tests.redis_tier.checks import eventually
 from tests.redis_tier.models import CountingModel, vector_of
@@ -98,10 +100,10 @@ def test_after_a_pause_hits_come_back(
     def hit() -> bool:
         before = embeddings.stats()
         assert ask(embeddings, face) == vector_of("text")
-        return bool((embeddings.stats() - before).hits)
+        # A vector that still waits to be written is a hit as well, whatever Redis does.
+        return bool((embeddings.stats() - before).hits) and embeddings._breaker.closed
 
     eventually(hit)
-    assert embeddings._breaker.closed
 
 
 def test_killed_and_restarted_under_load(
@@ -480,3 +482,222 @@ def test_the_breaker_lets_one_probe_through_after_each_pause() -> None:
     assert breaker.allows()
     assert breaker.succeeded()
     assert breaker.allows()
+
+
+class NonsenseServer:
+    """Answers every command with the same bytes; a lookup of one key with "nothing" if asked to."""
+
+    def __init__(self, answer: bytes, *, get_is_nil: bool) -> None:
+        self._answer = answer
+        self._get_is_nil = get_is_nil
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection, connection.makefile("rb") as lines:
+            while line := lines.readline():
+                arguments = []
+                for _ in range(int(line[1:])):
+                    size = int(lines.readline()[1:])
+                    arguments.append(lines.read(size + 2)[:-2])
+                if arguments[0] == b"CLIENT":
+                    connection.sendall(b"+OK\r\n")
+                elif arguments[0] == b"GET" and self._get_is_nil:
+                    connection.sendall(b"$-1\r\n")
+                else:
+                    connection.sendall(self._answer)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(HANG)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("get_is_nil", [False, True])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b":5\r\n",
+        b"+OK\r\n",
+        b"$-1\r\n",
+        b"*0\r\n",
+        b"*1\r\n*1\r\n:1\r\n",
+        b"*3\r\n$6\r\nwaiter\r\n$-1\r\n:-2\r\n",
+        b"*9\r\n" + 9 * b"$-1\r\n",
+        b"-LOADING Redis is loading the dataset in memory\r\n",
+        b"-NOAUTH Authentication required.\r\n",
+        b"-MOVED 1 127.0.0.1:1\r\n",
+        b"-MASTERDOWN Link with MASTER is down\r\n",
+        b"-\r\n",
+        b"$99999999999\r\nabc",
+        b"what is this\r\n",
+    ],
+)
+def test_answers_that_make_no_sense_are_misses(
+    cached: Any, model: CountingModel, face: str, answer: bytes, get_is_nil: bool
+) -> None:
+    nonsense = NonsenseServer(answer, get_is_nil=get_is_nil)
+    url = f"redis://127.0.0.1:{nonsense.port}/0"
+    older = [
+        CacheBackedEmbeddingsCache(roles=["query", "document"]),
+        RedisVLEmbeddingsCache(roles=["query", "document"], model_name="m"),
+    ]
+    for options in ({}, {"single_flight": True}, {"read_through": older}):
+        embeddings = never_open(cached(model, url, timeout=0.2, **options))
+        assert ask(embeddings, face) == vector_of("text")
+        assert ask_many(embeddings, face, ["a", "b"]) == [vector_of(t, "document") for t in "ab"]
+        stats = embeddings.stats()
+        assert stats.hits + stats.misses + stats.skipped == 3
+        embeddings.close()
+    nonsense.close()
+
+
+def test_many_threads_that_connect_at_once_do_not_open_the_breaker(
+    cached: Any, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = cached(model)
+    first.embed_query("text")
+    assert first.flush(HANG)
+    threads = 2 * deadline.MAX_CONNECTING + 1
+    connect = redis.Connection._connect
+    many = threading.Semaphore(0)
+
+    def slow_connect(connection: redis.Connection) -> Any:
+        many.release()
+        if many._value >= deadline.MAX_CONNECTING:
+            all_under_way.set()
+        assert all_under_way.wait(HANG)
+        return connect(connection)  # type: ignore[no-untyped-call]
+
+    all_under_way = threading.Event()
+    monkeypatch.setattr(redis.Connection, "_connect", slow_connect)
+    embeddings = cached(model)
+    asking = [
+        threading.Thread(target=embeddings.embed_query, args=("text",)) for _ in range(threads)
+    ]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(HANG)
+    stats = embeddings.stats()
+    assert (stats.hits, stats.misses, stats.skipped, stats.errors) == (threads, 0, 0, 0)
+
+
+def test_no_thread_left_to_use_a_client_says_nothing_about_redis(
+    cached: Any, model: CountingModel, server: RedisServer, face: str
+) -> None:
+    """All helpers are busy, and some commands never begin: the breaker stays closed."""
+    gate, entered = threading.Event(), threading.Semaphore(0)
+
+    class Slow(redis.Redis):
+        def execute_command(self, *args: Any, **options: Any) -> Any:
+            entered.release()
+            assert gate.wait(HANG)
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    with Slow(port=server.port) as client:
+        embeddings = cached(model, client=client)
+        busy = [
+            threading.Thread(target=embeddings.embed_query, args=(str(number),))
+            for number in range(transport.MAX_HELPERS)
+        ]
+        for thread in busy:
+            thread.start()
+        for _ in busy:
+            assert entered.acquire(timeout=HANG)
+        embeddings._timeout = 0.01
+        for number in range(5):
+            assert ask(embeddings, face, f"more {number}") == vector_of(f"more {number}")
+        stats = embeddings.stats()
+        assert (stats.skipped, stats.errors) == (5, 0)
+        assert embeddings._breaker.closed
+        gate.set()
+        for thread in busy:
+            thread.join(HANG)
+        assert embeddings.flush(HANG)
+        embeddings.close()
+
+
+def test_connections_that_a_firewall_forgot_cost_one_timeout(
+    cached: Any, model: CountingModel, server: RedisServer, proxy: Proxy, face: str
+) -> None:
+    cached(model).embed_query("text")
+    with server.client() as direct:
+        eventually(direct.dbsize)
+    embeddings = cached(model, proxy.url)
+
+    async def burst() -> None:
+        together = asyncio.Barrier(8)
+        execute = embeddings._async_transport.execute
+
+        async def at_once(commands: Any, seconds: float) -> Any:
+            await together.wait()
+            return await execute(commands, seconds)
+
+        embeddings._async_transport.execute = at_once
+        await asyncio.gather(*(embeddings.aembed_query("text") for _ in range(8)))
+        embeddings._async_transport.execute = execute
+
+    async def ask_again() -> None:
+        await burst()
+        proxy.forget()
+        embeddings._timeout = 0.3
+        await embeddings.aembed_query("text")
+        embeddings._timeout = 20.0
+        await embeddings.aembed_query("text")
+
+    if face == "async":
+        asyncio.run(ask_again())
+    else:
+        embeddings.embed_query("text")
+        connection = embeddings._transport._idle[0]
+        others = [embeddings._transport._connect() for _ in range(7)]
+        embeddings._transport._idle[:0] = others
+        proxy.forget()
+        embeddings._timeout = 0.3
+        embeddings.embed_query("text")
+        assert connection._sock is None
+        embeddings._timeout = 20.0
+        embeddings._writer.flush(HANG)
+        embeddings.embed_query("text")
+    assert embeddings.stats().errors == 1
+
+
+def test_no_more_coroutines_than_the_urls_max_connections(
+    cached: Any, model: CountingModel, server: RedisServer
+) -> None:
+    embeddings = cached(model, f"{server.url}?max_connections=2")
+
+    async def main() -> None:
+        await asyncio.gather(*(embeddings.aembed_query("text") for _ in range(50)))
+        await embeddings.aclose()
+
+    asyncio.run(main())
+    assert (embeddings.stats().errors, embeddings.stats().skipped) == (0, 0)
+
+
+def test_a_client_without_a_connection_to_spare_says_nothing_about_redis(
+    cached: Any, model: CountingModel, face: str
+) -> None:
+    class Exhausted(redis.Redis):
+        def execute_command(self, *args: Any, **options: Any) -> Any:
+            raise redis.exceptions.MaxConnectionsError
+
+    embeddings = cached(model, client=Exhausted())
+    for number in range(5):
+        assert ask(embeddings, face, str(number)) == vector_of(str(number))
+    assert embeddings.stats().skipped == 5
+    embeddings.close()

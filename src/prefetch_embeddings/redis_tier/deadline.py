@@ -115,8 +115,7 @@ def _connect_in_time(connect: Callable[[], socket.socket]) -> DeadlineSocket:
     A thread of its own, since resolving a name knows no timeout, and several addresses and a TLS
     handshake would each take one.
     """
-    left = _left()
-    if not _connecting.acquire(blocking=False):
+    if not _connecting.acquire(timeout=-1 if (left := _left()) is None else left):
         raise TimeoutError("too many connections are being opened")
     connected: Future[socket.socket] = Future()
     try:
@@ -130,8 +129,8 @@ def _connect_in_time(connect: Callable[[], socket.socket]) -> DeadlineSocket:
         _connecting.release()
         raise
     try:
-        return DeadlineSocket(connected.result(left))
-    except TimeoutError:
+        return DeadlineSocket(connected.result(_left()))
+    except BaseException:
         connected.add_done_callback(_close_unwanted)
         raise
 

@@ -9,6 +9,7 @@ the list itself: one push wakes them all, one after the other, and a late one fi
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 SLICE: Final = 0.25
 """Seconds that a waiter blocks before it looks whether the owner still holds the lease."""
+
+_HASH_TAG: Final = re.compile(r"[^{]*\{[^}]+\}")
 
 _WAKE_MILLISECONDS: Final = 2_000  # who comes later finds the lease gone
 
@@ -79,7 +82,8 @@ class OtherOwner:
     def wait(self, seconds: float) -> Command:
         """Return the command that blocks for up to `seconds` until the owner leaves."""
         _, wake_key = _keys(self.key, self.token)
-        return ("BLMOVE", wake_key, wake_key, "LEFT", "RIGHT", f"{seconds:.3f}")
+        # Redis takes 0 for ever.
+        return ("BLMOVE", wake_key, wake_key, "LEFT", "RIGHT", f"{max(seconds, 0.001):.3f}")
 
 
 def new_token() -> str:
@@ -101,20 +105,22 @@ def join(key: str, token: str, lease_seconds: float, *, ignore_value: bool) -> C
     return ("EVAL", _JOIN, 2, key, lease_key, token, milliseconds, int(ignore_value))
 
 
-def joined(key: str, token: str, reply: Any) -> bytes | Lease | OtherOwner:
-    """Return what `join` came to: the value, the lease, or who has it."""
+def joined(key: str, token: str, reply: Any) -> bytes | Lease | OtherOwner | None:
+    """Return what `join` came to: the value, the lease, or who has it. None: it makes no sense."""
     match reply:
         case [b"value", bytes(value)]:
             return value
         case [b"owner"]:
             return Lease(key, token)
         case [b"waiter", bytes(owner), int(milliseconds)]:
+            if owner == token.encode():  # sent twice, since the first reply was lost
+                return Lease(key, token)
             return OtherOwner(key, owner.decode("ascii", "replace"), milliseconds / 1000)
-    raise TypeError(f"unexpected reply {type(reply).__name__}")
+    return None
 
 
 def _keys(key: str, token: str) -> tuple[str, str]:
-    # In a cluster all keys of one script must share a slot. Where the prefix is a hash tag that is
+    # In a cluster all keys of one script must share a slot. Where the prefix has a hash tag that is
     # so; otherwise the whole key becomes the tag.
-    tagged = key if "{" in key else f"{{{key}}}"
+    tagged = key if _HASH_TAG.match(key) else f"{{{key}}}"
     return f"{tagged}:lease", f"{tagged}:wake:{token}"

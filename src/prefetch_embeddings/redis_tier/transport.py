@@ -14,24 +14,31 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import redis
 import redis.asyncio
+import redis.asyncio.connection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 from redis.retry import Retry
 
-from prefetch_embeddings.redis_tier import deadline
+from prefetch_embeddings.redis_tier import async_connections, deadline
 from prefetch_embeddings.workers import WorkerPool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     Command = tuple[str | bytes | int | float, ...]
 
 MAX_HELPERS: Final = 32
 """Threads that may be using a ready-made client at a time."""
 
+MAX_BLOCKED: Final = MAX_HELPERS // 2
+"""Of these, those that may wait for other processes' calls."""
+
 MAX_CONCURRENT: Final = 64
 """Commands that one event loop may have under way at a time; the others wait within their time."""
+
+MAX_BLOCKED_COROUTINES: Final = 256
+"""Likewise those that wait for other processes' calls, each on a connection of its own."""
 
 _SOCKET_SECONDS: Final = 5.0
 """When a thread that connects for nobody any more gives up. Callers are bounded by `deadline`."""
@@ -40,7 +47,7 @@ _RAW: Final = {"NEVER_DECODE": True}  # vectors are bytes, whatever a client doe
 
 
 class Busy(Exception):  # noqa: N818 - says nothing about Redis, only about this process
-    """All slots were taken for the whole time; Redis itself was not asked."""
+    """This process has as much under way as it may; Redis itself was not asked."""
 
 
 class SyncTransport(Protocol):
@@ -82,7 +89,6 @@ class OwnClient:
     """
 
     cluster = False
-    patience = _SOCKET_SECONDS
 
     def __init__(self, url: str) -> None:
         pool = redis.ConnectionPool.from_url(
@@ -93,6 +99,7 @@ class OwnClient:
             socket_timeout=_SOCKET_SECONDS,
             socket_connect_timeout=_SOCKET_SECONDS,
         )
+        self.patience = _patience(pool.connection_kwargs)
         self._pool = deadline.bound(pool)
         self._idle: list[Any] = []  # only popped and appended, which is atomic
         self._closed = False
@@ -102,13 +109,16 @@ class OwnClient:
         with deadline.within(seconds):
             connection = self._pop_idle()
             if connection is not None:
+                # The server may have closed it while it was idle, or a firewall forgotten it, and
+                # the others likewise. To look beforehand would cost every hit a system call.
                 try:
                     replies = _exchange(connection, commands)
                 except ConnectionError:
-                    # The server may have closed it while it was idle, and the others likewise. To
-                    # look beforehand would cost every hit a system call.
                     self._disconnect_idle()
                     connection = None
+                except redis.TimeoutError:
+                    self._disconnect_idle()
+                    raise
             if connection is None:
                 connection = self._connect()
                 replies = _exchange(connection, commands)
@@ -170,13 +180,22 @@ class GivenClient:
 
     def __init__(self, client: Any) -> None:
         self.cluster = _is_cluster(client)
-        self.patience = _patience(client)
+        self.patience = _patience_of(client)
         self._client = client
         self._helpers = WorkerPool(MAX_HELPERS, name="prefetch-embeddings-redis")
+        self._blocked = threading.Semaphore(MAX_BLOCKED)
 
     def submit(self, commands: Sequence[Command]) -> Future[list[Any]]:
-        """Start `commands`; cancelling the future keeps what has not begun from beginning."""
+        """Start `commands`; cancelling the future keeps what has not begun from beginning.
+
+        Raises:
+            Busy: Nobody will run them.
+        """
         replies: Future[list[Any]] = Future()
+        if _blocks(commands):
+            if not self._blocked.acquire(blocking=False):
+                raise Busy
+            replies.add_done_callback(lambda _: self._blocked.release())
 
         def run(_: object) -> None:
             if replies.set_running_or_notify_cancel():
@@ -186,6 +205,7 @@ class GivenClient:
                     replies.set_exception(error)
 
         if not self._helpers.submit(replies, run):
+            replies.cancel()
             raise Busy
         return replies
 
@@ -194,13 +214,17 @@ class GivenClient:
         replies = self.submit(commands)
         try:
             return replies.result(seconds)
-        finally:
-            self.forget(replies)
+        except BaseException as error:
+            if self.withdraw(replies) and isinstance(error, TimeoutError):
+                raise Busy from None
+            raise
 
-    def forget(self, replies: Future[list[Any]]) -> None:
-        """Wait for `replies` no longer."""
-        if replies.cancel():
-            self._helpers.withdraw(replies)
+    def withdraw(self, replies: Future[list[Any]]) -> bool:
+        """Keep `replies` from beginning; return whether they had not."""
+        if not replies.cancel():
+            return False
+        self._helpers.withdraw(replies)
+        return True
 
     def close(self) -> None:
         """Let the helper threads end. The client stays open: it is the user's."""
@@ -221,8 +245,10 @@ class AsyncOverThreads:
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.wrap_future(replies)
-        finally:
-            self._threads.forget(replies)
+        except BaseException as error:
+            if self._threads.withdraw(replies) and isinstance(error, TimeoutError):
+                raise Busy from None
+            raise
 
     def close(self) -> None:
         """Do nothing: the threads are closed with their owner."""
@@ -233,7 +259,7 @@ class GivenAsyncClient:
 
     def __init__(self, client: Any) -> None:
         self.cluster = _is_cluster(client)
-        self.patience = _patience(client)
+        self.patience = _patience_of(client)
         self._client = client
 
     async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
@@ -249,10 +275,10 @@ class OwnAsyncClients:
     """Clients made from a URL, one for each event loop, closed with their loop."""
 
     cluster = False
-    patience = _SOCKET_SECONDS
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self.patience = _patience(redis.asyncio.connection.parse_url(url))
         self._lock = threading.Lock()
         # Written under _lock; a loop reads only what its own thread wrote.
         self._of_loop: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
@@ -261,14 +287,21 @@ class OwnAsyncClients:
         """Return the replies in order, or raise, within `seconds`."""
         loop = asyncio.get_running_loop()
         mine = self._of_loop.get(loop) or await self._open(loop)
+        slots = mine.slots
+        if _blocks(commands):
+            slots = mine.blocked
+            if slots.locked():
+                raise Busy
         waiting = True
         try:
-            async with asyncio.timeout(seconds), mine.slots:
+            async with asyncio.timeout(seconds), slots:
                 waiting = False
                 return await _aexecute(mine.client, commands)
         except TimeoutError:
             if waiting:
                 raise Busy from None
+            # A firewall may have forgotten the connection while it was idle, and the others too.
+            await mine.client.connection_pool.disconnect(inuse_connections=False)
             raise
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> _LoopClient:
@@ -291,21 +324,22 @@ class OwnAsyncClients:
         finally:
             with self._lock:
                 self._of_loop.pop(loop, None)
-            await mine.client.aclose()
+            await mine.close()
 
     def close(self) -> None:
         """Have every loop close its own client."""
         with self._lock:
-            of_loop = dict(self._of_loop)
+            of_loop, self._of_loop = self._of_loop, {}
         for loop, mine in of_loop.items():
             with contextlib.suppress(RuntimeError):  # the loop has closed, and its client with it
                 loop.call_soon_threadsafe(mine.close_on, loop)
 
     async def aclose(self) -> None:
         """Close the running loop's client now, and have the other loops close theirs."""
-        mine = self._of_loop.get(asyncio.get_running_loop())
-        if mine is not None and mine.keeper is not None:
-            await mine.keeper.aclose()
+        with self._lock:
+            mine = self._of_loop.pop(asyncio.get_running_loop(), None)
+        if mine is not None:
+            await mine.close()
         self.close()
 
 
@@ -319,25 +353,40 @@ class _LoopClient:
             socket_timeout=None,  # `asyncio.timeout` bounds the whole call
             socket_connect_timeout=_SOCKET_SECONDS,
         )
-        self.slots = asyncio.Semaphore(MAX_CONCURRENT)
+        pool = self.client.connection_pool
+        async_connections.adapt(pool)
+        self.slots = asyncio.Semaphore(min(MAX_CONCURRENT, pool.max_connections))
+        self.blocked = asyncio.Semaphore(MAX_BLOCKED_COROUTINES)
         self.keeper: AsyncGenerator[None, None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
+    async def close(self) -> None:
+        """Disconnect; once more does no harm."""
+        await self.client.aclose()
+
     def close_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self.keeper is not None:
-            self._closing = loop.create_task(self.keeper.aclose())
+        """Have the event loop that this runs on disconnect."""
+        self._closing = loop.create_task(self.close())
 
 
 def _is_cluster(client: Any) -> bool:
     return hasattr(client, "mget_nonatomic")
 
 
-def _patience(client: Any) -> float:
+def _patience_of(client: Any) -> float:
     try:
-        seconds = client.get_connection_kwargs().get("socket_timeout")
+        return _patience(client.get_connection_kwargs())
     except AttributeError:  # a client of another make
-        seconds = None
+        return _SOCKET_SECONDS
+
+
+def _patience(options: Mapping[str, Any]) -> float:
+    seconds = options.get("socket_timeout")
     return _SOCKET_SECONDS if seconds is None else float(seconds)
+
+
+def _blocks(commands: Sequence[Command]) -> bool:
+    return commands[0][0] == "BLMOVE"
 
 
 def _execute(client: Any, commands: Sequence[Command]) -> list[Any]:

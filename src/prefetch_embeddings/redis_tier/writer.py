@@ -150,7 +150,11 @@ class Writer:
                 self._finished(batch)
 
     def _start_task(self) -> None:
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # a coroutine was thrown away after its event loop
+            self._drop_waiting()
+            return
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
             self._task = loop.create_task(self._adrain())
 
