@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +112,7 @@ class PrefetchingEmbeddings(Embeddings):
             load_many=self._load_many if symmetric else None,
             native_async=_embeds_on_loops(underlying_embeddings),
             executor=self._executor(max_workers),
-            aside=None if hedge is None else WorkerPool(sys.maxsize),
+            aside=None if hedge is None else WorkerPool(None),
             scheduler=self._scheduler(),
             reporter=self._reporter,
         )
@@ -375,7 +374,11 @@ class PrefetchingEmbeddings(Embeddings):
     def _key(self, text: str) -> Hashable:
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, not {type(text).__name__}")
-        return text if self._match is None else self._match(text)
+        if self._match is None:
+            return text
+        key = self._match(text)
+        hash(key)  # raises here what it would raise amid the map's steps
+        return key
 
     def _load(self, text: str) -> list[float]:
         return _own(self._model.embed_query(text))

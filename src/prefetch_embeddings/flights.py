@@ -110,6 +110,7 @@ class Flight(Generic[V]):
     attempt = 0  # how often it was claimed
     started_at = 0.0  # when it was last claimed
     for_query = False  # whether a query claimed it
+    hedge_denied = False  # whether its second call has been due, and beyond the budget
     loop: asyncio.AbstractEventLoop | None = None  # the loop that runs it
     runners = 0  # calls under way for it: one, or more if somebody would not wait for that one
     tasks: tuple[asyncio.Task[None], ...] = ()  # asyncio itself keeps tasks only weakly
@@ -292,6 +293,7 @@ class FlightMap(Generic[V]):
             after: The flight that failed the query, which was counted there.
         """
         with self._lock:
+            now = self.clock()  # before a claim: all of its run is this query's wait
             self._settle_deferred()
             if after is not None and after.successor is not None:
                 heir = after.successor
@@ -309,7 +311,7 @@ class FlightMap(Generic[V]):
             flight = found
             if flight is None:
                 met = Met.MISSED
-                flight = self._by_key[key] = Flight(key, text, False, self.clock(), self._era, None)  # noqa: FBT003
+                flight = self._by_key[key] = Flight(key, text, False, now, self._era, None)  # noqa: FBT003
                 self._start(flight, for_query=True, loop=loop)
             elif flight.state is State.DONE:
                 met = Met.READY
@@ -321,7 +323,7 @@ class FlightMap(Generic[V]):
                 met = Met.JOINED
             self._attend(flight)
             if flight.first_query_at is None and not flight.ended:
-                flight.first_query_at = self.clock()
+                flight.first_query_at = now
             if after is not None:
                 after.successor = flight
             else:
@@ -425,7 +427,8 @@ class FlightMap(Generic[V]):
         with self._lock:
             claimed = [flight for flight in flights if flight.state is State.QUEUED]
             for flight in claimed:
-                self._start(flight, for_query=False, loop=None)
+                # The budget of extra calls grows by calls, of which a batch is one.
+                self._start(flight, for_query=False, loop=None, pays=flight is claimed[0])
                 if flight.attempt > 1:
                     self._counts.prefetch_retried += 1
             if claimed:
@@ -461,7 +464,7 @@ class FlightMap(Generic[V]):
             if flight.state is not State.RUNNING:
                 return False
             flight.value = value
-            self._counts.hedge_won += hedge
+            self._counts.hedge_won += hedge and flight.era is self._era
             self._end(flight, State.DONE)
         _publish(flight)
         return True
@@ -485,6 +488,7 @@ class FlightMap(Generic[V]):
                 and not flight.waiters
                 and flight.held
                 and flight.attempt < self._attempts
+                and flight.era is self._era
                 and isinstance(error, Exception)
             ):
                 flight.state = State.QUEUED
@@ -521,18 +525,12 @@ class FlightMap(Generic[V]):
                 after = self._durations.quantile(hedge.quantile)
             return None if after is None else after - (self.clock() - flight.started_at)
 
-    def hold_task(self, flight: Flight[V], task: asyncio.Task[None]) -> None:
-        """Keep a task alive as long as the flight that it runs."""
+    def hold_task(self, flight: Flight[V], task: asyncio.Task[None]) -> bool:
+        """Keep a task alive as long as the flight that it runs; False if that has ended."""
         with self._lock:
-            if not flight.ended:
-                flight.tasks = (*flight.tasks, task)
-
-    def join_runners(self, flight: Flight[V]) -> bool:
-        """Admit a waiter that runs a flight itself, beside a runner that it gave up on."""
-        with self._lock:
-            if flight.state is not State.RUNNING:
+            if flight.ended:
                 return False
-            flight.runners += 1
+            flight.tasks = (*flight.tasks, task)
             return True
 
     def add_hedge(self, flight: Flight[V]) -> bool:
@@ -541,7 +539,8 @@ class FlightMap(Generic[V]):
             if flight.state is not State.RUNNING or flight.runners != 1 or not flight.waiters:
                 return False
             if self._budget is None or not self._budget.take():
-                self._counts.hedge_denied += 1
+                self._counts.hedge_denied += not flight.hedge_denied
+                flight.hedge_denied = True
                 return False
             self._counts.hedge_started += 1
             flight.runners += 1
@@ -550,9 +549,8 @@ class FlightMap(Generic[V]):
     def remove_hedge(self, flight: Flight[V]) -> None:
         """Take back an admitted second runner that could not be had."""
         with self._lock:
-            if flight.state is State.RUNNING:
-                flight.runners -= 1
             self._counts.hedge_started -= 1
+        self.fail(flight, AbandonedError())  # ends the flight if the first has failed meanwhile
 
     # --- Explicit waits and looks --------------------------------------------------------------
 
@@ -583,7 +581,8 @@ class FlightMap(Generic[V]):
         """Stop waiting for a flight."""
         with self._lock:
             flight.waiters -= 1
-            self._count_if_wasted(flight)
+            if flight.era is self._era:
+                self._count_if_wasted(flight)
 
     def is_ready(self, key: Hashable) -> bool:
         """Tell whether a query for `key` would be answered at once. Changes nothing."""
@@ -738,7 +737,12 @@ class FlightMap(Generic[V]):
         return flight
 
     def _start(
-        self, flight: Flight[V], *, for_query: bool, loop: asyncio.AbstractEventLoop | None
+        self,
+        flight: Flight[V],
+        *,
+        for_query: bool,
+        loop: asyncio.AbstractEventLoop | None,
+        pays: bool = True,
     ) -> None:
         """Take a flight from queued to running: the claim."""
         self._queued.discard(flight)
@@ -749,7 +753,7 @@ class FlightMap(Generic[V]):
         flight.runners = 1
         flight.attempt += 1
         flight.started_at = self.clock()
-        if self._budget is not None:
+        if self._budget is not None and pays:
             self._budget.pay_in()
 
     def _end(self, flight: Flight[V], state: State, error: BaseException | None = None) -> None:

@@ -23,9 +23,9 @@ LOOK_SECONDS: Final = 0.05
 """How often a waiter looks after the loop that runs its flight."""
 
 PATIENCE_LOOKS: Final = 60
-"""Looks without a sign of life, three seconds of them, after which a waiter helps itself. Counted,
-not timed, so that a process that was stopped for a while does not take its loops for dead; long,
-because a loop of a starved process lives, and helping it would be a second call."""
+"""Looks without a sign of life, three seconds of them, after which a waiter gives a loop up.
+Counted, not timed, so that a process that was stopped for a while does not take its loops for dead;
+long, because a loop of a starved process lives, and giving it up means a second call."""
 
 MOST_NUDGES: Final = 10_000
 """Jobs handed to an executor, at the most, to make it start a thread."""
@@ -124,6 +124,13 @@ _unknown: Final = object()
 
 def _nothing() -> None:
     pass
+
+
+def reset_after_fork() -> None:
+    """Forget the parent's threads, and the lock, which one of them may have held."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()  # type: ignore[misc]
+    _blocked.clear()
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

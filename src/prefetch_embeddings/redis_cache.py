@@ -367,7 +367,7 @@ class RedisCachedEmbeddings(Embeddings):
         return self._writer.flush(timeout)
 
     def close(self) -> None:
-        """Let vectors reach Redis, for a quarter of a second at most, then let go of all connections.
+        """Let vectors reach Redis, for a quarter of a second at most, then let go of connections.
 
         Clients that were given stay open. Afterwards every call goes straight to the model.
         """

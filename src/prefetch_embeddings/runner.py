@@ -276,8 +276,9 @@ class FlightRunner(Generic[V]):
     def _submit(self, flight: Flight[V]) -> PrefetchOutcome:
         if not self._executor.submit(flight, self._fly) and self._flights.undo(flight):
             return PrefetchOutcome.DROPPED
-        if flight.state is not State.QUEUED:
-            # Claimed or ended before it came into the queue: it must not stay there.
+        if flight.for_query or flight.ended:
+            # Claimed or ended before it came into the queue: it must not stay there. (Not if it is
+            # merely running: by the time of the withdrawal its next attempt may be in the queue.)
             self._executor.withdraw(flight)
         return PrefetchOutcome.STARTED
 
@@ -336,15 +337,15 @@ class FlightRunner(Generic[V]):
         """Run a claimed flight for the calling thread: inline, or aside if it may be hedged."""
         if flight.by_prefetch:
             self._withdraw(flight)
-        if self._aside is None or not self._run_aside(flight, hedge=False):
+        if not self._run_aside(flight, contextvars.copy_context(), hedge=False):
             self._run_inline(flight)
 
-    def _run_aside(self, flight: Flight[V], *, hedge: bool) -> bool:
+    def _run_aside(self, flight: Flight[V], context: contextvars.Context, *, hedge: bool) -> bool:
         """Run a flight in a thread of its own, which may hang; False if none can be had."""
-        context = contextvars.copy_context()
 
         def run(job: object) -> None:  # noqa: ARG001 - a job is only a name here
-            context.run(self._run_inline, flight, hedge=hedge)
+            with suppress(BaseException):  # the flight carries it to who asked
+                context.run(self._run_inline, flight, hedge=hedge)
 
         return self._aside is not None and self._aside.submit(object(), run)
 
@@ -367,7 +368,29 @@ class FlightRunner(Generic[V]):
         """Run a claimed flight in a task of its own, which no waiter's cancellation reaches."""
         if flight.by_prefetch:
             self._withdraw(flight)
-        self._flights.hold_task(flight, loop.create_task(self._fly_on_loop(flight, loop)))
+        self._start_task(flight, loop, lambda: self._fly_on_loop(flight, loop))
+
+    def _start_task(
+        self,
+        flight: Flight[V],
+        loop: asyncio.AbstractEventLoop,
+        run: Callable[[], Awaitable[object]],
+    ) -> None:
+        begun = False
+
+        async def begin() -> None:
+            nonlocal begun
+            begun = True
+            await run()
+
+        def on_done(_: asyncio.Task[None]) -> None:
+            if not begun:  # cancelled before its first step
+                self._fail(flight, asyncio.CancelledError())
+
+        task = loop.create_task(begin())
+        task.add_done_callback(on_done)
+        if not self._flights.hold_task(flight, task):
+            task.cancel()
 
     async def _fly_on_loop(self, flight: Flight[V], loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -378,10 +401,6 @@ class FlightRunner(Generic[V]):
         except asyncio.CancelledError:
             self._flights.abandon(flight, only_queued=True)
             raise
-
-    async def _run_beside(self, flight: Flight[V], *, hedge: bool) -> None:
-        """Run a flight on the running loop, beside its first runner."""
-        await self._attempt_on_loop(flight, hedge=hedge)
 
     async def _attempt_on_loop(self, flight: Flight[V], *, hedge: bool = False) -> bool:
         """Run a flight once, in the current task; True if another attempt is due."""
@@ -409,24 +428,25 @@ class FlightRunner(Generic[V]):
             return
         seconds = self._flights.hedge_due_in(flight)
         if seconds is not None:
-            self._scheduler.call_later(max(0.0, seconds), lambda: self._hedge(flight))
+            context = contextvars.copy_context()
+            self._scheduler.call_later(max(0.0, seconds), lambda: self._hedge(flight, context))
 
-    def _hedge(self, flight: Flight[V]) -> None:
+    def _hedge(self, flight: Flight[V], context: contextvars.Context) -> None:
         """Give a flight that is still running its second runner, of the kind of its first."""
         if not self._flights.add_hedge(flight):
             return
         self._reporter.hedged(flight.text, flight.number)
         loop = flight.loop
         if loop is None:
-            if not self._run_aside(flight, hedge=True):
+            if not self._run_aside(flight, context, hedge=True):
                 self._flights.remove_hedge(flight)
             return
 
         def launch() -> None:
-            self._flights.hold_task(flight, loop.create_task(self._run_beside(flight, hedge=True)))
+            self._start_task(flight, loop, lambda: self._attempt_on_loop(flight, hedge=True))
 
         try:
-            loop.call_soon_threadsafe(launch)
+            loop.call_soon_threadsafe(launch, context=context)
         except RuntimeError:  # closed: the flight's waiters will notice
             self._flights.remove_hedge(flight)
 
@@ -477,11 +497,10 @@ class FlightRunner(Generic[V]):
         if loop is None or flight.ended:
             _ended(flight, timeout)
             return
-        if loop is loops.running_loop():
+        if loop.is_closed() or loop is loops.running_loop():
             self._abandon(flight)  # it cannot get anywhere while this thread waits
             return
         give_up_at = None if timeout is None else time.monotonic() + timeout
-        helped = False
         with loops.standing_aside(loop) as told:
             watch = loops.LoopWatch(loop, through_executor=not told)
             while True:
@@ -490,13 +509,7 @@ class FlightRunner(Generic[V]):
                     look = min(look, give_up_at - time.monotonic())
                 if look <= 0 or _ended(flight, look):
                     return
-                sign = watch.look()
-                if sign is loops.Sign.DEAD:
-                    self._abandon(flight)
-                elif sign is loops.Sign.SILENT and timeout is None and not helped:
-                    helped = True
-                    if self._flights.join_runners(flight):
-                        self._run_inline(flight)
+                self._give_up_if_lost(flight, watch.look(), timeout)
 
     async def _ajoin(self, flight: Flight[V], timeout: float | None) -> None:
         """Wait until a flight has ended, or for `timeout` seconds."""
@@ -522,23 +535,22 @@ class FlightRunner(Generic[V]):
             else:
                 await asyncio.wait((ended,), timeout=timeout)
             return
+        if self._abandon_if_dead(flight):
+            return
         watch = loops.LoopWatch(flight.loop, through_executor=False)
         give_up_at = None if timeout is None else time.monotonic() + timeout
-        helped = False
         while True:
             look = loops.LOOK_SECONDS
             if give_up_at is not None:
                 look = min(look, give_up_at - time.monotonic())
             if look <= 0 or (await asyncio.wait((ended,), timeout=look))[0]:
                 return
-            sign = watch.look()
-            if sign is loops.Sign.DEAD:
-                self._abandon(flight)
-            elif sign is loops.Sign.SILENT and timeout is None and not helped:
-                helped = True
-                if self._flights.join_runners(flight):
-                    task = loop.create_task(self._run_beside(flight, hedge=False))
-                    self._flights.hold_task(flight, task)
+            self._give_up_if_lost(flight, watch.look(), timeout)
+
+    def _give_up_if_lost(self, flight: Flight[V], sign: loops.Sign, timeout: float | None) -> None:
+        """Abandon a flight whose loop is dead, or silent while somebody waits without limit."""
+        if sign is loops.Sign.DEAD or (sign is loops.Sign.SILENT and timeout is None):
+            self._abandon(flight)
 
 
 class _Query(Generic[V]):
@@ -662,6 +674,7 @@ _runners: Final[weakref.WeakSet[FlightRunner[Any]]] = weakref.WeakSet()
 
 def _reset_after_fork() -> None:
     waits.reset_after_fork()
+    loops.reset_after_fork()
     for runner in list(_runners):
         runner.reset_after_fork()
 

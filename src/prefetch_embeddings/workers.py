@@ -25,14 +25,14 @@ class Executor(Protocol):
         """Forget `job` if it is still queued."""
 
     def close(self) -> None:
-        """Take nothing more and drop what is queued. Does not wait."""
+        """Take nothing more. Does not wait."""
 
     def reset_after_fork(self) -> None:
         """Start anew in a forked child, where none of the threads exist."""
 
 
 class WorkerPool:
-    """Up to `max_workers` daemon threads, started as needed.
+    """Up to `max_workers` daemon threads, started as needed; None: no job waits for another.
 
     Daemon threads, and a queue of its own, because `ThreadPoolExecutor` keeps the interpreter
     alive until its whole queue has run, and hangs in a forked child.
@@ -42,7 +42,7 @@ class WorkerPool:
     wait = `_idle` + tokens on their way, and no job stays queued while a thread sleeps.
     """
 
-    def __init__(self, max_workers: int, *, name: str = "prefetch-embeddings") -> None:
+    def __init__(self, max_workers: int | None, *, name: str = "prefetch-embeddings") -> None:
         self._max_workers = max_workers
         self._name = name
         self.reset_after_fork()
@@ -70,7 +70,7 @@ class WorkerPool:
             wake = self._idle > 0
             if wake:
                 self._idle -= 1
-            elif len(self._threads) >= self._max_workers:
+            elif self._full():
                 return True  # all are busy; the next to finish looks into the queue
         if wake:
             self._wakeups.put(None)
@@ -80,7 +80,7 @@ class WorkerPool:
     def _start_thread(self, job: Hashable) -> bool:
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)
         with self._lock:
-            if len(self._threads) >= self._max_workers:
+            if self._full():
                 return True
             self._threads.add(thread)
         try:
@@ -88,10 +88,12 @@ class WorkerPool:
         except RuntimeError:  # no more threads, or the interpreter is shutting down
             with self._lock:
                 self._threads.discard(thread)
-                if not self._threads:
-                    self._jobs.pop(job, None)
-                    return False
+                if not self._threads or self._max_workers is None:
+                    return self._jobs.pop(job, None) is None  # gone: another thread has taken it
         return True
+
+    def _full(self) -> bool:
+        return self._max_workers is not None and len(self._threads) >= self._max_workers
 
     def withdraw(self, job: Hashable) -> None:
         """Forget `job` if it is still queued."""
@@ -99,10 +101,9 @@ class WorkerPool:
             self._jobs.pop(job, None)
 
     def close(self) -> None:
-        """Drop what is queued and let the threads end. Does not wait for running jobs."""
+        """Take nothing more, and let the threads end after what is queued. Does not wait."""
         with self._lock:
             self._closed = True
-            self._jobs.clear()
             tokens, self._idle = self._idle, 0
         for _ in range(tokens):
             self._wakeups.put(None)
