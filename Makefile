@@ -4,12 +4,14 @@ VENVS ?= .
 DEMO := $(VENVS)/.venv-demo
 TEST := $(VENVS)/.venv-test
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench soak mutants clean
 
 help:
 	@echo "make demo   a voice bot's turn with and without prefetching, side by side"
 	@echo "make test   linters, type checks and all tests"
 	@echo "make bench  the benchmark table"
+	@echo "make soak   ten minutes of traffic, failures and a Redis that comes and goes"
+	@echo "make mutants  change the core line by line; do the tests notice?"
 	@echo "make clean  remove the environments"
 
 demo: $(DEMO)/installed
@@ -25,6 +27,13 @@ lint: $(TEST)/installed
 
 bench: $(TEST)/installed
 	$(TEST)/bin/python -m benchmarks --json out/benchmarks.json --picture docs/benchmarks.png $(ARGS)
+
+soak: $(TEST)/installed
+	$(TEST)/bin/python -m tests.soak --seconds 600 $(ARGS)
+
+mutants: $(TEST)/installed
+	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[mutation]'
+	$(TEST)/bin/python -m tests.mutation $(ARGS)
 
 $(DEMO)/installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)

@@ -30,7 +30,10 @@ def test_code_that_runs_for_nobody_may_wait_for_anything(flights: Flights) -> No
 def test_a_flight_may_not_wait_for_itself(flights: Flights) -> None:
     with (
         running_together(flights[:1]),
-        pytest.raises(RuntimeError, match="cannot be embedded before its own call returns"),
+        pytest.raises(
+            RuntimeError,
+            match=r"^the model asked for a text .* its own call returns$",
+        ),
         waiting_for(flights[0], mine=False),
     ):
         pass
@@ -100,6 +103,13 @@ def test_a_destroyed_coroutines_wait_is_taken_off_with_the_next(flights: Flights
         with waiting_for(flights[2], mine=False):
             assert waits._waits_for == {flights[0]: [flights[2]]}
     assert not waits._waits_for
+
+
+def test_one_of_several_waits_is_taken_off_alone(flights: Flights) -> None:
+    with running_together(flights[:1]), waiting_for(flights[1], mine=False):
+        with waiting_for(flights[2], mine=False):
+            pass
+        assert waits._waits_for == {flights[0]: [flights[1]]}
 
 
 def test_a_wait_that_ends_by_an_error_is_taken_off_at_once(flights: Flights) -> None:

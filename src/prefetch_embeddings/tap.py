@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.runnables import RunnablePassthrough
-
 if TYPE_CHECKING:
+    from langchain_core.runnables import RunnablePassthrough
+
     from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 
 
@@ -37,6 +37,7 @@ def prefetch_tap(embeddings: PrefetchingEmbeddings) -> RunnablePassthrough[Any]:
         A `Runnable` that takes and returns a `str`, or a list of them. Anything else raises
         `TypeError`. Streams pass through chunk by chunk, and are prefetched when complete.
     """
+    from langchain_core.runnables import RunnablePassthrough  # takes a quarter of a second
 
     def prefetch(questions: str | list[str]) -> None:
         if isinstance(questions, list):

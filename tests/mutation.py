@@ -1,0 +1,150 @@
+"""Changes the core, line by line, and runs the tests on each change: `python -m tests.mutation`.
+
+Works by mutmut, on a copy of the tree. What survives and is not listed in `tests/MUTANTS.md` as
+equivalent is shown, and makes the command fail. A few hundred mutants take some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGE: Final = "src/prefetch_embeddings"
+
+FLIGHTS: Final = (
+    *("backpressure", "cancellation", "claims", "close", "errors", "failed_prefetch"),
+    *("flight_map", "hedging", "identity", "misses", "model_calls", "one_flight"),
+    *("prefetch_many", "stats", "ttl", "vectors", "state_machine"),
+)
+
+TESTS: Final[dict[str, list[str]]] = {
+    "flights": [f"tests/test_{name}.py" for name in FLIGHTS],
+    "workers": [
+        f"tests/test_{name}.py"
+        for name in ("worker_pool", "claims", "close", "backpressure", "one_flight")
+    ],
+    "waits": [f"tests/test_{name}.py" for name in ("waits", "errors", "claims", "model_calls")],
+    "codec": ["tests/redis_tier/test_values.py", "tests/test_codec.py"],
+    "redis_tier/lease": ["tests/redis_tier"],
+    "redis_tier/transport": ["tests/redis_tier"],
+}
+"""The tests that are to notice a change, by module; those that are not there are left out."""
+
+SHORT_PATIENCE: Final = 5.0
+"""Seconds that a test waits for what a mutant never brings about."""
+
+ENDED: Final = ("killed", "timeout", "segfault", "suspicious", "caught by type check")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    name: str
+    status: str
+    diff: str  # the lines removed and added
+
+    @property
+    def function(self) -> str:
+        """Where it is: `flights.FlightMap.forget`."""
+        stem = re.sub(r"__mutmut_\d+$", "", self.name)
+        stem = stem.replace("xǁ", "").replace("ǁ", ".")
+        return re.sub(r"(^|\.)x_", r"\1", stem.removeprefix("prefetch_embeddings."))
+
+    @property
+    def entry(self) -> str:
+        """How `MUTANTS.md` lists it."""
+        return f"{self.function}\n{self.diff}"
+
+
+def run(module: str, python: str, children: int, keep: Path | None) -> list[Mutant]:
+    """Mutate one module in a copy of the tree; return all mutants."""
+    tree = keep or Path(tempfile.mkdtemp(prefix="mutants-"))
+    try:
+        for part in ("src", "tests"):
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / part, tree / part, ignore=ignore, dirs_exist_ok=True)
+        for name in ("README.md", "CHANGELOG.md"):
+            shutil.copy(ROOT / name, tree / name)
+        for path in (tree / "tests/helpers.py", tree / PACKAGE / "testing.py"):
+            text = path.read_text("utf-8")
+            path.write_text(text.replace("PATIENCE = 30.0", f"PATIENCE = {SHORT_PATIENCE}"))
+        tests = [test for test in TESTS[module] if (tree / test).exists()]
+        settings = f"""
+[tool.mutmut]
+source_paths = ["src/"]
+only_mutate = ["{PACKAGE}/{module}.py"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-o", "timeout=40"]
+pytest_add_cli_args_test_selection = {tests!r}
+also_copy = ["tests", "README.md", "CHANGELOG.md"]
+"""
+        project = (ROOT / "pyproject.toml").read_text("utf-8")
+        (tree / "pyproject.toml").write_text(project + settings, "utf-8")
+        mutmut = [python, "-m", "mutmut"]
+        subprocess.run([*mutmut, "run", "--max-children", str(children)], cwd=tree, check=False)
+        listed = subprocess.run(
+            [*mutmut, "results", "--all", "true"], cwd=tree, check=True, capture_output=True
+        )
+        mutants = []
+        for line in listed.stdout.decode().splitlines():
+            name, colon, status = line.strip().rpartition(": ")
+            if not colon:
+                continue
+            diff = ""
+            if status not in ENDED:
+                show = subprocess.run(
+                    [*mutmut, "show", name], cwd=tree, check=True, capture_output=True
+                )
+                diff = changed_lines(show.stdout.decode())
+            mutants.append(Mutant(name, status, diff))
+        return mutants
+    finally:
+        if keep is None:
+            shutil.rmtree(tree)
+
+
+def changed_lines(diff: str) -> str:
+    """Return the lines of a diff that it takes out and puts in, without their indentation."""
+    lines = []
+    for line in diff.splitlines():
+        if line.startswith(("+", "-")) and not line.startswith(("+++", "---")):
+            lines.append(f"{line[0]} {line[1:].strip()}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("modules", nargs="*", default=[*TESTS], help=", ".join(TESTS))
+    parser.add_argument("--children", type=int, default=1, help="mutants tried at once")
+    parser.add_argument("--python", default=sys.executable, help="of an environment with mutmut")
+    parser.add_argument("--keep", type=Path, help="a directory for the copy; left there")
+    options = parser.parse_args()
+    known = (ROOT / "tests/MUTANTS.md").read_text("utf-8")
+    unexplained = 0
+    for module in options.modules:
+        mutants = run(module, options.python, options.children, options.keep)
+        survivors = [mutant for mutant in mutants if mutant.status not in ENDED]
+        equivalent = [mutant for mutant in survivors if mutant.entry in known]
+        real = len(mutants) - len(equivalent)
+        caught = len(mutants) - len(survivors)
+        of_all = 100 * caught / max(1, len(mutants))
+        of_real = 100 * caught / max(1, real)
+        print(
+            f"\n{module}: {len(mutants)} mutants, {caught} killed, {len(equivalent)} equivalent,"
+            f" {real - caught} left: {of_real:.1f} % killed, {of_all:.1f} % of all"
+        )
+        for mutant in survivors:
+            if mutant not in equivalent:
+                unexplained += 1
+                print(f"\n{mutant.status}: {mutant.entry}")
+    return 1 if unexplained else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
