@@ -395,4 +395,5 @@ async def test_waiters_beyond_the_threads_for_them_leave_the_others_theirs(
         assert await asyncio.gather(*waiting) == [vector_of("text")] * MAX_HELPERS
         await asyncio.to_thread(owning.join, HANG)
         await tier.aclose()
-    assert len(tier.underlying_embeddings.aqueries) == MAX_HELPERS - MAX_BLOCKED + 1
+    # A coroutine that comes to it late may find what another of them has stored meanwhile.
+    assert 2 <= len(tier.underlying_embeddings.aqueries) <= MAX_HELPERS - MAX_BLOCKED + 1
