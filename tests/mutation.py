@@ -33,8 +33,13 @@ TESTS: Final[dict[str, list[str]]] = {
     ],
     "waits": [f"tests/test_{name}.py" for name in ("waits", "errors", "claims", "model_calls")],
     "codec": ["tests/redis_tier/test_values.py", "tests/test_codec.py"],
-    "redis_tier/lease": ["tests/redis_tier"],
-    "redis_tier/transport": ["tests/redis_tier"],
+    "redis_tier/lease": [
+        f"tests/redis_tier/test_{name}.py" for name in ("leases", "single_flight")
+    ],
+    "redis_tier/transport": [
+        f"tests/redis_tier/test_{name}.py"
+        for name in ("hits", "trouble", "loops_and_forks", "single_flight")
+    ],
 }
 """The tests that are to notice a change, by module; those that are not there are left out."""
 
@@ -103,6 +108,8 @@ also_copy = ["tests", "README.md", "CHANGELOG.md"]
                 )
                 diff = changed_lines(show.stdout.decode())
             mutants.append(Mutant(name, status, diff))
+        if any(mutant.status == "not checked" for mutant in mutants):
+            raise RuntimeError("mutmut could not run the tests, see above")
         return mutants
     finally:
         if keep is None:

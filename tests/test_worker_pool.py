@@ -257,3 +257,14 @@ def test_without_a_bound_every_job_has_a_thread_at_once() -> None:
     release(held)
     pool.close()
     assert pool.join(PATIENCE)
+
+
+def test_a_job_that_another_thread_took_is_not_refused() -> None:
+    pool = WorkerPool(None)
+
+    def start(thread: threading.Thread) -> None:
+        pool._jobs.clear()
+        raise RuntimeError
+
+    with mock.patch.object(threading.Thread, "start", start):
+        assert pool.submit("job", print) is True
