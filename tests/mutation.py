@@ -33,9 +33,7 @@ TESTS: Final[dict[str, list[str]]] = {
     ],
     "waits": [f"tests/test_{name}.py" for name in ("waits", "errors", "claims", "model_calls")],
     "codec": ["tests/redis_tier/test_values.py", "tests/test_codec.py"],
-    "redis_tier/lease": [
-        f"tests/redis_tier/test_{name}.py" for name in ("leases", "single_flight")
-    ],
+    "redis_tier/lease": ["tests/test_leases.py"],
     "redis_tier/transport": [
         f"tests/redis_tier/test_{name}.py"
         for name in ("hits", "trouble", "loops_and_forks", "single_flight")
