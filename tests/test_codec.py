@@ -38,12 +38,13 @@ def test_a_lone_surrogate_has_a_digest() -> None:
     ("stored", "why"),
     [
         (None, "too short for a header"),
+        (value(b"x", 0, b""), "another number type"),
         (b"", "too short for a header"),
         (value(b"f", 0, b"")[:-1], "too short for a header"),
         (value(b"f", 1, bytes(4), magic=b"PEv\x02"), "another format"),
         (value(b"f", 1, bytes(8)), "length does not match the header"),
         (value(b"d", 1, bytes(4)), "length does not match the header"),
-        (value(b"x", 4, bytes(4)), "length does not match the header"),
+        (value(b"x", 4, bytes(4)), "another number type"),
         (value(b"f", 1, bytes(4))[:-1] + b"\1", "checksum does not match"),
     ],
 )

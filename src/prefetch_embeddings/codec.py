@@ -104,7 +104,9 @@ def decode(value: bytes, key_digest: str) -> list[float]:
     magic, kind, dimensions = _HEADER.unpack(header)
     if magic != MAGIC:
         raise CorruptValueError("another format")
-    if len(value) != _FLOATS_AT + dimensions * _ITEM_SIZES.get(kind, -1):
+    if kind not in _ITEM_SIZES:
+        raise CorruptValueError("another number type")
+    if len(value) != _FLOATS_AT + dimensions * _ITEM_SIZES[kind]:
         raise CorruptValueError("length does not match the header")
     floats = memoryview(value)[_FLOATS_AT:]
     if _CHECKSUM.unpack_from(value, _HEADER.size)[0] != _checksum(key_digest, header, floats):
