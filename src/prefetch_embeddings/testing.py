@@ -29,7 +29,6 @@ from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.flights import State
-from prefetch_embeddings.timer import Handle
 from prefetch_embeddings.workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -208,19 +207,17 @@ class ManualTime:
         self._lock = threading.Lock()
         # Guarded by _lock:
         self._now = 1000.0
-        self._heap: list[tuple[float, int, Handle]] = []
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
 
     def __call__(self) -> float:
         """Return the time in seconds."""
         return self._now
 
-    def call_later(self, seconds: float, call: Callable[[], None]) -> Handle:
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
         """Have `call()` called by the `advance` that reaches its time."""
-        handle = Handle(call)
         with self._lock:
-            heapq.heappush(self._heap, (self._now + seconds, next(self._order), handle))
-        return handle
+            heapq.heappush(self._heap, (self._now + seconds, next(self._order), call))
 
     def advance(self, seconds: float) -> None:
         """Let time pass, and make the calls that become due, in their order."""
@@ -231,16 +228,15 @@ class ManualTime:
                 if not self._heap or self._heap[0][0] > until:
                     self._now = until
                     return
-                due, _, handle = heapq.heappop(self._heap)
+                due, _, call = heapq.heappop(self._heap)
                 self._now = max(self._now, due)
-            if handle.call is not None:
-                handle.call()
+            call()
 
     @property
     def calls_to_come(self) -> int:
-        """How many calls are neither made nor called off."""
+        """How many calls have not been made yet."""
         with self._lock:
-            return sum(handle.call is not None for _, _, handle in self._heap)
+            return len(self._heap)
 
     def close(self) -> None:
         """Call off everything."""

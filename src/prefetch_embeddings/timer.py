@@ -17,23 +17,13 @@ LINGER_SECONDS: Final = 5.0
 """How long the thread waits for a next call before it ends."""
 
 
-class Handle:
-    """A call to come; `cancel` it as often as you like."""
-
-    __slots__ = ("call",)
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call: Callable[[], None] | None = call
-
-    def cancel(self) -> None:
-        """Call it off; no effect once it runs."""
-        self.call = None
-
-
 class Scheduler(Protocol):
-    """What calls functions later. `Timer` does; tests bring others."""
+    """What calls functions later. `Timer` does; tests bring others.
 
-    def call_later(self, seconds: float, call: Callable[[], None]) -> Handle:
+    No call can be called off: each looks, when its time has come, whether it is still wanted.
+    """
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
         """Call `call()` in `seconds` seconds. `call` must be quick and must not raise."""
 
     def close(self) -> None:
@@ -57,28 +47,27 @@ class Timer:
         """Start anew: in a forked child the thread does not exist."""
         self._changed = threading.Condition(threading.Lock())
         # Guarded by _changed:
-        self._heap: list[tuple[float, int, Handle]] = []
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def call_later(self, seconds: float, call: Callable[[], None]) -> Handle:
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
         """Call `call()` from the timer's thread in `seconds` seconds.
 
         After `close`, and at interpreter exit, when no thread can be started, it never comes.
         """
-        handle = Handle(call)
-        due = time.monotonic() + seconds
         start = None
         with self._changed:
             if self._closed:
-                return handle
-            heapq.heappush(self._heap, (due, next(self._order), handle))
+                return
+            entry = (time.monotonic() + seconds, next(self._order), call)
+            heapq.heappush(self._heap, entry)
             if self._thread is None:
                 start = self._thread = threading.Thread(
                     target=self._work, name="prefetch-embeddings-timer", daemon=True
                 )
-            elif self._heap[0][2] is handle:
+            elif self._heap[0] is entry:
                 self._changed.notify()
         if start is not None:
             try:
@@ -86,7 +75,6 @@ class Timer:
             except RuntimeError:
                 with self._changed:
                     self._thread = None
-        return handle
 
     def close(self) -> None:
         """Call off everything and let the thread end."""
@@ -96,27 +84,24 @@ class Timer:
             self._changed.notify()
 
     def _work(self) -> None:
-        while (handle := self._next()) is not None:
-            if (call := handle.call) is not None:
-                try:
-                    call()
-                except Exception as error:  # noqa: BLE001 - one bad call must not stop the others
-                    logger.error("a timed call raised %s", type(error).__name__)
-            del handle, call
+        while (call := self._next()) is not None:
+            try:
+                call()
+            except BaseException as error:  # noqa: BLE001 - one bad call must not stop the others
+                logger.error("a timed call raised %s", type(error).__name__)
+            del call  # a thread that sleeps keeps nothing alive
 
-    def _next(self) -> Handle | None:
+    def _next(self) -> Callable[[], None] | None:
         """Sleep until a call is due and return it; None when there was none for a while."""
         with self._changed:
             lingered = False
             while True:
-                now = time.monotonic()
                 if self._heap:
-                    due, _, handle = self._heap[0]
-                    if due <= now:
-                        heapq.heappop(self._heap)
-                        return handle
+                    left = self._heap[0][0] - time.monotonic()
+                    if left <= 0:
+                        return heapq.heappop(self._heap)[2]
                     lingered = False
-                    self._changed.wait(due - now)
+                    self._changed.wait(left)
                 elif lingered or self._closed:
                     self._thread = None
                     return None
