@@ -8,10 +8,11 @@ import math
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from prefetch_embeddings.events import logger
 from prefetch_embeddings.flights import PrefetchOutcome
+from prefetch_embeddings.stats import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -43,7 +44,7 @@ class UtteranceStats:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SpeechStats:
+class SpeechStats(Snapshot):
     """What prefetching did for all utterances so far. Two snapshots subtract.
 
     `calls` and `withdrawn` count at once, the rest when an utterance ends.
@@ -67,13 +68,10 @@ class SpeechStats:
     def __add__(self, later: SpeechStats) -> SpeechStats:
         """Return the sums."""
         return SpeechStats(
-            *(mine + its for mine, its in zip(_values(self), _values(later), strict=True))
-        )
-
-    def __sub__(self, earlier: SpeechStats) -> SpeechStats:
-        """Return what happened between `earlier` and this snapshot."""
-        return SpeechStats(
-            *(mine - its for mine, its in zip(_values(self), _values(earlier), strict=True))
+            *(
+                getattr(self, field.name) + getattr(later, field.name)
+                for field in dataclasses.fields(self)
+            )
         )
 
 
@@ -413,10 +411,6 @@ class _Utterance:
 
 
 _UNDER_WAY: Final = (PrefetchOutcome.IN_FLIGHT, PrefetchOutcome.READY)
-
-
-def _values(stats: SpeechStats) -> list[Any]:
-    return [getattr(stats, field.name) for field in dataclasses.fields(stats)]
 
 
 _prefetchers: Final[weakref.WeakSet[UtterancePrefetcher]] = weakref.WeakSet()

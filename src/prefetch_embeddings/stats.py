@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections import deque
-from typing import Final
+from typing import Final, Self
 
 DURATIONS_KEPT: Final = 1024
 """How many recent durations an estimate rests on."""
@@ -15,7 +15,21 @@ UNKNOWN_DURATION: Final = 0.7
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PrefetchStats:
+class Snapshot:
+    """Counts as they stood at one moment."""
+
+    def __sub__(self, earlier: Self) -> Self:
+        """Return what happened between `earlier` and this snapshot."""
+        return type(self)(
+            *(
+                getattr(self, field.name) - getattr(earlier, field.name)
+                for field in dataclasses.fields(self)
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefetchStats(Snapshot):
     """What prefetching did so far; one consistent snapshot.
 
     Two snapshots subtract, which gives what happened between them. At any moment:
@@ -73,15 +87,6 @@ class PrefetchStats:
     hedge_denied: int = 0
     hidden_seconds: float = 0.0
     exposed_seconds: float = 0.0
-
-    def __sub__(self, earlier: PrefetchStats) -> PrefetchStats:
-        """Return what happened between `earlier` and this snapshot."""
-        return PrefetchStats(
-            *(
-                getattr(self, field.name) - getattr(earlier, field.name)
-                for field in dataclasses.fields(self)
-            )
-        )
 
 
 class Counters:

@@ -8,6 +8,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from prefetch_embeddings.stats import Snapshot
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -15,7 +17,7 @@ logger: Final = logging.getLogger("prefetch_embeddings.redis")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class RedisCacheStats:
+class RedisCacheStats(Snapshot):
     """What a Redis tier did so far; one consistent snapshot.
 
     Two snapshots subtract, which gives what happened between them. The number of texts looked up
@@ -47,15 +49,6 @@ class RedisCacheStats:
     waited: int = 0
     redis_seconds: float = 0.0
     waited_seconds: float = 0.0
-
-    def __sub__(self, earlier: RedisCacheStats) -> RedisCacheStats:
-        """Return what happened between `earlier` and this snapshot."""
-        return RedisCacheStats(
-            *(
-                getattr(self, field.name) - getattr(earlier, field.name)
-                for field in dataclasses.fields(self)
-            )
-        )
 
 
 class RedisCacheEventKind(enum.StrEnum):
