@@ -16,7 +16,6 @@ from prefetch_embeddings.workers import Executor, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
-    from types import TracebackType
     from typing import Self
 
     from prefetch_embeddings.events import PrefetchEvent
@@ -350,23 +349,13 @@ class PrefetchingEmbeddings(Embeddings):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.close()
 
     # --- Behind the curtain --------------------------------------------------------------------

@@ -41,7 +41,6 @@ from prefetch_embeddings.redis_tier.writer import Write, Writer, flush_all
 if TYPE_CHECKING:
     from array import array
     from collections.abc import Callable, Generator, Iterable, Sequence
-    from types import TracebackType
 
     import redis
     import redis.asyncio
@@ -399,23 +398,13 @@ class RedisCachedEmbeddings(Embeddings):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     # -- lookups: what is asked of Redis, in which order
