@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prefetch_embeddings import PrefetchEvent, PrefetchFailed, PrefetchingEmbeddings
+from prefetch_embeddings.flights import End
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 from tests.helpers import Call, auntil, until
 
@@ -97,7 +98,7 @@ def test_flight_has_left_the_map_when_its_exception_is_published(
     flight.future.add_done_callback(lambda _: seen.append(embeddings._flights._by_key.get("q")))
     gate.open()
     run.result()
-    embeddings._flights.unattend(flight)
+    embeddings._flights.leave(flight, "", 0.0, End.GONE)
     assert seen == [None]
 
 

@@ -89,7 +89,7 @@ def test_what_is_undone_was_never_started() -> None:
     stats = flights.stats()
     assert (stats.prefetch_started, stats.prefetch_withdrawn, stats.prefetch_dropped) == (0, 0, 1)
     assert flights.forget("q") is None
-    flights.unattend(flight)
+    flights.leave(flight, "", 0.0, End.GONE)
 
 
 def test_a_claimed_flight_is_not_undone() -> None:
@@ -338,6 +338,21 @@ def test_attending_may_claim_and_names_the_loop(loop: asyncio.AbstractEventLoop)
 
 
 # --- What was prefetched and not used ------------------------------------------------------------
+
+
+def test_time_is_hidden_from_the_query_served_not_from_one_that_went_away() -> None:
+    flights = Map()
+    flight = flights.running()
+    flights.enter("q", "q")
+    flights.attend("q", claim=False)
+    flights.leave(flight, "q", 0.0, End.GONE)
+    flights.leave(flight, "q", 0.0, End.GONE)  # the explicit wait goes last
+    flights.time.advance(3.0)
+    flights.enter("q", "q")
+    flights.time.advance(1.0)
+    flights.complete(flight, "v")
+    flights.leave(flight, "q", 1.0, End.SERVED)
+    assert flights.stats().hidden_seconds == pytest.approx(3.0)
 
 
 def test_unused_prefetches_are_remembered_up_to_a_number() -> None:

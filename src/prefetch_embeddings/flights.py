@@ -557,7 +557,7 @@ class FlightMap(Generic[V]):
     def attend(
         self, key: Hashable, *, claim: bool, loop: asyncio.AbstractEventLoop | None = None
     ) -> tuple[Flight[V] | None, bool]:
-        """Wait for the key's flight, if it has one; the caller must `unattend` it.
+        """Wait for the key's flight, if it has one; the caller must `leave` it, as GONE.
 
         Args:
             key: The key.
@@ -576,13 +576,6 @@ class FlightMap(Generic[V]):
                 self._start(flight, for_query=False, loop=loop)
             self._attend(flight)
             return flight, mine
-
-    def unattend(self, flight: Flight[V]) -> None:
-        """Stop waiting for a flight."""
-        with self._lock:
-            flight.waiters -= 1
-            if flight.era is self._era:
-                self._count_if_wasted(flight)
 
     def is_ready(self, key: Hashable) -> bool:
         """Tell whether a query for `key` would be answered at once. Changes nothing."""

@@ -202,7 +202,7 @@ class FlightRunner(Generic[V]):
         finally:
             if mine:  # interrupted before the call could even begin
                 self._flights.abandon(flight)
-            self._flights.unattend(flight)
+            self._flights.leave(flight, flight.text, 0.0, End.GONE)
         return flight.state is State.DONE
 
     async def await_(self, key: Hashable, timeout: float | None) -> bool:
@@ -220,9 +220,9 @@ class FlightRunner(Generic[V]):
             self._flights.leave_later(flight, flight.text, 0.0, End.GONE)
             raise
         except BaseException:
-            self._flights.unattend(flight)
+            self._flights.leave(flight, flight.text, 0.0, End.GONE)
             raise
-        self._flights.unattend(flight)
+        self._flights.leave(flight, flight.text, 0.0, End.GONE)
         return flight.state is State.DONE
 
     # --- Looks ---------------------------------------------------------------------------------
