@@ -5,6 +5,8 @@ import os
 import statistics
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,12 +15,14 @@ import pytest
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_openai import OpenAIEmbeddings
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from examples.knowledge_base import PASSAGES, QUESTIONS
 from examples.local_openai import Delays, LocalOpenAI
 from examples.voice_bot import knowledge, plots, report
-from examples.voice_bot.__main__ import main
+from examples.voice_bot.__main__ import main, serve_metrics
 from examples.voice_bot.arms import ARMS, AT_FINAL, CACHED, FROM_PARTIALS, OFF
 from examples.voice_bot.experiment import Plan, Result, Span, Turn
 from examples.voice_bot.transcripts import listen_to
@@ -140,6 +144,32 @@ def test_the_measurement_shows_what_prefetching_hides(
     assert len(draws[OFF]) == 12
     assert draws[OFF] == draws[AT_FINAL] == draws[FROM_PARTIALS] == draws[CACHED]
 
+    page = (folder / "metrics.txt").read_text("utf-8")
+    met = {
+        arm: sum(
+            sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+            if sample.name == "prefetch_embeddings_query_duration_seconds_count"
+            and sample.labels["name"].startswith(f"{arm}, text-embedding-3-")
+        )
+        for arm in ARMS
+    }
+    assert met == {OFF: 0, AT_FINAL: 12, FROM_PARTIALS: 12, CACHED: 12}
+
+
+def test_metrics_are_served_for_as_long_as_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    registry = CollectorRegistry()
+    Counter("turns", "Turns.", registry=registry).inc()
+    with serve_metrics(registry, 0):
+        address = capsys.readouterr().out.removeprefix("Metrics: ").strip()
+        with urllib.request.urlopen(address) as page:
+            assert "turns_total 1.0" in page.read().decode()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(address)
+    with serve_metrics(registry, None):
+        assert not capsys.readouterr().out
+
 
 def test_anybodys_openai_model_and_questions_are_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -207,7 +237,7 @@ def _turn(arm: str, number: int) -> Turn:
 @pytest.fixture
 def result() -> Result:
     turns = tuple(_turn(arm, number) for arm in ARMS for number in range(3))
-    return Result(Plan(turns=3), turns, dict(zip(ARMS, (3, 6, 12, 0), strict=True)))
+    return Result(Plan(turns=3), turns, dict(zip(ARMS, (3, 6, 12, 0), strict=True)), b"")
 
 
 def test_the_summary_counts_right(result: Result) -> None:

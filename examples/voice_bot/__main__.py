@@ -2,11 +2,14 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from prometheus_client import CollectorRegistry, start_http_server
 
 from examples.voice_bot import knowledge, report
 from examples.voice_bot.arms import ARMS, own_model
@@ -51,8 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
         questions=questions,
     )
     print(_explanation(plan), flush=True)
+    registry = CollectorRegistry()
     try:
-        result = asyncio.run(run(plan, _progress(len(ARMS) * plan.turns)))
+        with serve_metrics(registry, options.metrics):
+            result = asyncio.run(run(plan, _progress(len(ARMS) * plan.turns), registry))
     except KeyboardInterrupt:
         return 130
     print(f"\n{report.table(result)}\n\n{report.sentence(result)}")
@@ -103,9 +108,35 @@ def _parser() -> argparse.ArgumentParser:
         "default; otherwise it is always played, so that the arms differ in the embedding alone",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="write there: all figures as JSON, two pictures"
+        "--metrics",
+        type=int,
+        metavar="PORT",
+        help="serve the bots' metrics there meanwhile, at http://127.0.0.1:PORT/metrics, as a bot "
+        "in operation does; 0 for any free port",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write there: all figures as JSON, two pictures, the metrics page at the end",
     )
     return parser
+
+
+@contextlib.contextmanager
+def serve_metrics(registry: CollectorRegistry, port: int | None) -> Iterator[None]:
+    """Serve the figures of `registry` for as long as the block lasts, if there is a port."""
+    if port is None:
+        yield
+        return
+    server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+    print(f"Metrics: http://127.0.0.1:{server.server_port}/metrics", flush=True)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _explanation(plan: Plan) -> str:
@@ -141,7 +172,8 @@ def _write(result: Result, folder: Path) -> None:
     figures.write_text(json.dumps(report.as_json(result), indent=2, ensure_ascii=False), "utf-8")
     plots.save(plots.distributions(result), folder / "first_audio.png")
     plots.save(plots.timeline(result), folder / "turn.png")
-    print(f"\nWritten to {folder}: figures.json, first_audio.png, turn.png")
+    (folder / "metrics.txt").write_bytes(result.metrics)
+    print(f"\nWritten to {folder}: figures.json, first_audio.png, turn.png, metrics.txt")
 
 
 def _progress(total: int) -> Callable[[int], None]:

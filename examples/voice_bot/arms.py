@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import chromadb
 from langchain_chroma import Chroma
 from langchain_core.embeddings import Embeddings
+from prometheus_client import CollectorRegistry
 
 from examples.local_openai import LocalOpenAI
 from examples.local_openai.endpoint import API_KEY
@@ -19,6 +20,7 @@ from examples.voice_bot.knowledge import MODELS, Asked, passages_of
 from examples.voice_bot.measuring import MeasuredEmbeddings
 from examples.voice_bot.stand_ins import StandInLLM
 from prefetch_embeddings import PrefetchingEmbeddings, UtterancePrefetcher
+from prefetch_embeddings.instrumentation import prometheus
 from prefetch_embeddings.openai import voice_embeddings
 
 OFF = "off"
@@ -107,7 +109,13 @@ class Arm:
 
 @contextlib.asynccontextmanager
 async def open_arm(
-    name: str, *, model: str | None, calls: int, turns: int, llm_seconds: float
+    name: str,
+    *,
+    model: str | None,
+    calls: int,
+    turns: int,
+    llm_seconds: float,
+    registry: CollectorRegistry,
 ) -> AsyncIterator[Arm]:
     """Open an arm.
 
@@ -117,6 +125,7 @@ async def open_arm(
         calls: Telephone calls at once.
         turns: Questions that it will be asked.
         llm_seconds: What its chat model takes.
+        registry: Where the figures of its wrappers are exported.
     """
     with contextlib.ExitStack() as stack:
         server = None if model else stack.enter_context(LocalOpenAI(process=True))
@@ -134,6 +143,7 @@ async def open_arm(
                         max_workers=4 * calls,  # partial transcripts: some calls for each caller
                     )
                 )
+                prometheus.instrument(prefetching, name=f"{name}, {model_name}", registry=registry)
             measured[model_name] = Measured(
                 probed, MeasuredEmbeddings(prefetching or probed), prefetching
             )

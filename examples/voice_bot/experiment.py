@@ -13,6 +13,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from prometheus_client import CollectorRegistry, generate_latest
+
 from examples.local_openai import Delays
 from examples.voice_bot.arms import ARMS, CACHED, OFF, Arm, open_arm
 from examples.voice_bot.handler import StasisHandler
@@ -125,24 +127,31 @@ class Turn:
 
 @dataclass(frozen=True)
 class Result:
-    """All turns, and the upstream calls that each arm made for them."""
+    """All turns, the upstream calls that each arm made for them, and Prometheus' page of it."""
 
     plan: Plan
     turns: tuple[Turn, ...]
     upstream_calls: dict[str, int]
+    metrics: bytes
 
     def of(self, arm: str) -> list[Turn]:
         """The turns of one arm."""
         return [turn for turn in self.turns if turn.arm == arm]
 
 
-async def run(plan: Plan, on_turn: Callable[[int], None] = lambda _: None) -> Result:
+async def run(
+    plan: Plan,
+    on_turn: Callable[[int], None] = lambda _: None,
+    registry: CollectorRegistry | None = None,
+) -> Result:
     """Measure.
 
     Args:
         plan: What to measure.
         on_turn: Called after each turn with the number of turns done, all arms counted.
+        registry: Where to export the wrappers' figures meanwhile; by default one of its own.
     """
+    registry = registry or CollectorRegistry()
     # A sync embedding call holds one thread of the loop's default pool. Its usual size on a small
     # machine, 6, would make calls wait for each other, which is not what is measured here.
     threads = concurrent.futures.ThreadPoolExecutor(max_workers=len(ARMS) * plan.calls)
@@ -150,7 +159,7 @@ async def run(plan: Plan, on_turn: Callable[[int], None] = lambda _: None) -> Re
     drawn = plan.drawn()
     turns: list[Turn] = []
     async with contextlib.AsyncExitStack() as stack:
-        arms = [await stack.enter_async_context(_open(name, plan)) for name in ARMS]
+        arms = [await stack.enter_async_context(_open(name, plan, registry)) for name in ARMS]
         for arm in arms:
             await _prepare(arm, plan, drawn)
 
@@ -171,16 +180,19 @@ async def run(plan: Plan, on_turn: Callable[[int], None] = lambda _: None) -> Re
             for number in range(plan.calls):
                 calls.create_task(call(number))
         upstream = {arm.name: arm.upstream_calls() for arm in arms}
-    return Result(plan, tuple(turns), upstream)
+        return Result(plan, tuple(turns), upstream, generate_latest(registry))
 
 
-def _open(name: str, plan: Plan) -> contextlib.AbstractAsyncContextManager[Arm]:
+def _open(
+    name: str, plan: Plan, registry: CollectorRegistry
+) -> contextlib.AbstractAsyncContextManager[Arm]:
     return open_arm(
         name,
         model=plan.model,
         calls=plan.calls,
         turns=plan.turns,
         llm_seconds=plan.durations.llm * plan.time_scale,
+        registry=registry,
     )
 
 
