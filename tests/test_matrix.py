@@ -20,7 +20,7 @@ from prefetch_embeddings.testing import (
     assert_no_leaks,
 )
 from tests.helpers import PATIENCE, Call, until
-from tests.redis_tier.server import RedisServer, free_port
+from tests.redis_tier.server import RedisServer, closed_port
 
 STARTED, IN_FLIGHT, READY, DROPPED = PrefetchOutcome
 
@@ -79,16 +79,24 @@ def server() -> Iterator[RedisServer]:
     server.close()
 
 
+@pytest.fixture(scope="module")
+def refusing_port() -> Iterator[int]:
+    with closed_port() as port:
+        yield port
+
+
 names = (f"matrix-{number}" for number in itertools.count())
 
 
 @pytest.fixture(params=itertools.product(EXECUTORS, TTLS, REDIS, CALLERS), ids="-".join)
-def setting(request: pytest.FixtureRequest, server: RedisServer) -> Iterator[Setting]:
+def setting(
+    request: pytest.FixtureRequest, server: RedisServer, refusing_port: int
+) -> Iterator[Setting]:
     executor, ttl, redis, caller = request.param
     model = ScriptedEmbeddings()
     tier = None
     if redis != "none":
-        url = server.url if redis == "up" else f"redis://127.0.0.1:{free_port()}/0"
+        url = server.url if redis == "up" else f"redis://127.0.0.1:{refusing_port}/0"
         # Ample, so that a busy machine cannot make a healthy server look slow.
         tier = RedisCachedEmbeddings(model, url, model_id="matrix", prefix=next(names), timeout=20)
     kind = PrefetchingEmbeddings if executor == "threaded" else ManualPrefetchingEmbeddings

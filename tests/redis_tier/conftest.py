@@ -12,7 +12,7 @@ from langchain_core.embeddings import Embeddings
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from tests.redis_tier.checks import assert_nothing_left
 from tests.redis_tier.models import CountingModel
-from tests.redis_tier.server import Proxy, RedisServer
+from tests.redis_tier.server import Proxy, RedisServer, closed_port
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +39,12 @@ def fragile_server() -> Iterator[RedisServer]:
     yield server
     server.resume()
     server.close()
+
+
+@pytest.fixture
+def refusing_port() -> Iterator[int]:
+    with closed_port() as port:
+        yield port
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import redis
 
 HANG = 60.0
 """Seconds after which a test is considered hung; never what it measures."""
+
+MOST_PORTS = 5
+"""Ports to try: each was free a moment ago."""
 
 
 def binary() -> str:
@@ -30,10 +34,17 @@ def binary() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """Return a port that was free a moment ago; another process may be quicker to take it."""
+    with closed_port() as port:
         return port
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """Hold a port that refuses connections, so that nobody else comes to listen on it."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 class RedisServer:
@@ -41,11 +52,14 @@ class RedisServer:
 
     def __init__(self, *options: str) -> None:
         self.directory = tempfile.mkdtemp(prefix="redis-tier-")
-        self.port = free_port()
         self.socket_path = f"{self.directory}/socket"
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
+        for _ in range(MOST_PORTS):
+            self.port = free_port()
+            if self._try_to_start():
+                return
+        raise AssertionError("the server does not start")
 
     @property
     def url(self) -> str:
@@ -55,22 +69,27 @@ class RedisServer:
         return redis.Redis(host="127.0.0.1", port=self.port, **options)
 
     def start(self) -> None:
+        """Start again after `kill`, on the same port."""
+        assert self._try_to_start(), "the server has ended"
+
+    def _try_to_start(self) -> bool:
+        """Return whether it runs; it ends if somebody else has taken the port."""
         command = [binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--unixsocket", self.socket_path, "--dir", self.directory, "--databases", "2"]
         command += ["--repl-timeout", "3600", *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         end = time.monotonic() + HANG
-        while True:
-            with contextlib.suppress(OSError), self._connection() as connection:
+        while self._process.poll() is None:
+            # Not by the port, where somebody else may answer; this socket it opens after that.
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(HANG)
+                connection.connect(self.socket_path)
                 connection.sendall(b"PING\r\n")
                 if connection.recv(1) in (b"+", b"-"):  # PONG, or NOAUTH: it answers
-                    return
-            assert self._process.poll() is None, "the server has ended"
+                    return True
             assert time.monotonic() < end, "the server does not answer"
-            time.sleep(0.005)  # nothing tells when a port opens
-
-    def _connection(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=HANG)
+            time.sleep(0.005)  # nothing tells when a socket opens
+        return False
 
     def kill(self) -> None:
         assert self._process is not None

@@ -13,7 +13,7 @@ from prefetch_embeddings.redis_tier.stats import RedisCacheEvent
 from prefetch_embeddings.redis_tier.stats import RedisCacheEventKind as Kind
 from tests.redis_tier.checks import eventually
 from tests.redis_tier.models import CountingModel, ModelError, vector_of
-from tests.redis_tier.server import HANG, RedisServer, free_port
+from tests.redis_tier.server import HANG, RedisServer
 
 TEXT = "my account number is 4711"
 
@@ -48,10 +48,10 @@ def test_nothing_is_told_while_all_goes_well(
 
 
 def test_nothing_is_told_while_all_goes_wrong(
-    cached: Any, model: CountingModel, caplog: pytest.LogCaptureFixture
+    cached: Any, model: CountingModel, refusing_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[RedisCacheEvent] = []
-    url = f"redis://user:hunter2@127.0.0.1:{free_port()}/0"
+    url = f"redis://user:hunter2@127.0.0.1:{refusing_port}/0"
     embeddings = cached(model, url, on_event=events.append)
     model.failing = {TEXT}
     for _ in range(5):

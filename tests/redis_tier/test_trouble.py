@@ -19,7 +19,7 @@ from prefetch_embeddings.redis_tier import deadline, transport
 from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
 from tests.redis_tier.checks import eventually
 from tests.redis_tier.models import CountingModel, vector_of
-from tests.redis_tier.server import HANG, Proxy, RedisServer, free_port
+from tests.redis_tier.server import HANG, Proxy, RedisServer
 
 # Where these tests bound a wait, the bound only tells "in time" from "hung": the alternative would
 # take redis-py's 5 s a try, 10 tries and more.
@@ -59,8 +59,8 @@ def face(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_nobody_listens(cached: Any, model: CountingModel, face: str) -> None:
-    embeddings = cached(model, f"redis://127.0.0.1:{free_port()}/0")
+def test_nobody_listens(cached: Any, model: CountingModel, refusing_port: int, face: str) -> None:
+    embeddings = cached(model, f"redis://127.0.0.1:{refusing_port}/0")
     for number in range(10):
         assert ask(embeddings, face, str(number)) == vector_of(str(number))
     assert ask_many(embeddings, face, ["a", "b"])[1] == vector_of("b", "document")
@@ -291,14 +291,14 @@ def test_out_of_memory(cached: Any, model: CountingModel, fragile_server: RedisS
 
 
 def test_a_read_only_replica(
-    cached: Any, model: CountingModel, fragile_server: RedisServer
+    cached: Any, model: CountingModel, fragile_server: RedisServer, refusing_port: int
 ) -> None:
     embeddings = cached(model, fragile_server.url)
     embeddings.embed_query("before")
     assert embeddings.flush(HANG)
     with fragile_server.client() as client:
         client.config_set("replica-serve-stale-data", "yes")
-        client.replicaof("127.0.0.1", free_port())
+        client.replicaof("127.0.0.1", refusing_port)
         embeddings.embed_query("text")
         assert embeddings.flush(HANG)
         assert embeddings.embed_query("before") == vector_of("before")
