@@ -4,13 +4,14 @@ VENVS ?= .
 DEMO := $(VENVS)/.venv-demo
 TEST := $(VENVS)/.venv-test
 
-.PHONY: help demo test lint bench soak mutants clean
+.PHONY: help demo test lint bench soak repeat mutants clean
 
 help:
 	@echo "make demo   a voice bot's turn with and without prefetching, side by side"
 	@echo "make test   linters, type checks and all tests"
 	@echo "make bench  the benchmark table"
 	@echo "make soak   ten minutes of traffic, failures and a Redis that comes and goes"
+	@echo "make repeat all tests twenty times on a loaded machine, threads switching all the time"
 	@echo "make mutants  change the core line by line; do the tests notice?"
 	@echo "make clean  remove the environments"
 
@@ -30,6 +31,9 @@ bench: $(TEST)/installed
 
 soak: $(TEST)/installed
 	$(TEST)/bin/python -m tests.soak --seconds 600 $(ARGS)
+
+repeat: $(TEST)/installed
+	$(TEST)/bin/python -m tests.repeated $(ARGS)
 
 mutants: $(TEST)/installed
 	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[mutation]'
