@@ -10,7 +10,9 @@ threads waiting for flights, none would be left for the flights.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import enum
+import inspect
 import threading
 import weakref
 from contextlib import contextmanager, suppress
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Executor
 
 LOOK_SECONDS: Final = 0.05
 """How often a waiter looks after the loop that runs its flight."""
@@ -80,23 +83,18 @@ class LoopWatch:
 
 
 @contextmanager
-def standing_aside(loop: asyncio.AbstractEventLoop) -> Iterator[bool]:
-    """Let another thread take this one's place in the loop's default executor while it blocks.
+def standing_aside() -> Iterator[bool]:
+    """Let another thread take this one's place in its executor while it blocks.
 
     Yields:
-        False if it cannot be told whether this thread is one of that executor's.
+        False if it holds a place in an executor all the same.
     """
-    # There is no public way to any of this. Where a loop keeps its executor to itself (uvloop),
-    # waiters watch the executor instead; see LoopWatch.
-    executor: Any = getattr(loop, "_default_executor", _unknown)
-    threads = getattr(executor, "_threads", None)
-    prefix = getattr(executor, "_thread_name_prefix", None)
-    if threads is None or prefix is None or not hasattr(executor, "_max_workers"):
-        yield executor is None
-        return
-    # By name: a thread may run its first job before its executor has it in `_threads`.
-    if not threading.current_thread().name.startswith(f"{prefix}_"):
+    executor: Any = own_executor()
+    if executor is None:
         yield True
+        return
+    if not (hasattr(executor, "_threads") and hasattr(executor, "_max_workers")):
+        yield False  # there is no public way to do it
         return
     with _lock:
         blocked = _blocked[executor] = _blocked.get(executor, 0) + 1
@@ -105,7 +103,7 @@ def standing_aside(loop: asyncio.AbstractEventLoop) -> Iterator[bool]:
         with suppress(RuntimeError):  # shut down: then nothing waits for a thread
             # `submit` starts a thread if it counts none as idle; Python 3.11 counts too many.
             for _ in range(MOST_NUDGES):
-                if len(threads) > blocked:
+                if len(executor._threads) > blocked:  # noqa: SLF001
                     break
                 executor.submit(_nothing)
         yield True
@@ -115,11 +113,27 @@ def standing_aside(loop: asyncio.AbstractEventLoop) -> Iterator[bool]:
             executor._max_workers -= 1  # noqa: SLF001
 
 
+def own_executor() -> Executor | None:
+    """Return the thread pool executor that runs this thread, if one does.
+
+    Only the frame at the bottom of the thread's stack knows. A loop would know its own executor,
+    but some keep it to themselves (uvloop does), and it need not be this thread's.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is _WORKER:
+            reference = frame.f_locals.get("executor_reference")
+            return None if reference is None else reference()
+        frame = frame.f_back
+    return None
+
+
+_WORKER: Final = getattr(getattr(concurrent.futures.thread, "_worker", None), "__code__", None)
+"""What the threads of a `ThreadPoolExecutor` run. Where it is called otherwise, none are known."""
+
 _lock: Final = threading.Lock()
 _blocked: Final[weakref.WeakKeyDictionary[Any, int]] = weakref.WeakKeyDictionary()
 """How many threads of an executor stand aside; guarded by _lock."""
-
-_unknown: Final = object()
 
 
 def _nothing() -> None:

@@ -501,8 +501,8 @@ class FlightRunner(Generic[V]):
             self._abandon(flight)  # it cannot get anywhere while this thread waits
             return
         give_up_at = None if timeout is None else time.monotonic() + timeout
-        with loops.standing_aside(loop) as told:
-            watch = loops.LoopWatch(loop, through_executor=not told)
+        with loops.standing_aside() as made_way:
+            watch = loops.LoopWatch(loop, through_executor=not made_way)
             while True:
                 look = loops.LOOK_SECONDS
                 if give_up_at is not None:
@@ -537,7 +537,8 @@ class FlightRunner(Generic[V]):
             return
         if self._abandon_if_dead(flight):
             return
-        watch = loops.LoopWatch(flight.loop, through_executor=False)
+        # A loop in an executor's thread does not give that thread back while it waits.
+        watch = loops.LoopWatch(flight.loop, through_executor=loops.own_executor() is not None)
         give_up_at = None if timeout is None else time.monotonic() + timeout
         while True:
             look = loops.LOOK_SECONDS
