@@ -172,28 +172,47 @@ def test_a_flight_that_is_done_is_not_abandoned() -> None:
 
 def test_a_queued_flight_that_nobody_waits_for_is_withdrawn() -> None:
     flights = Map()
-    assert flights.withdraw("q") is None
+    assert flights.withdraw("q", 1, 1) is None
     flight = flights.queued()
-    assert flights.withdraw("q") is flight
+    assert flights.withdraw("q", flight.number, 1) is flight
     assert_abandoned(flight)
-    assert flights.withdraw("q") is None
+    assert flights.withdraw("q", flight.number, 1) is None
     assert flights.stats().prefetch_withdrawn == 1
 
 
-@pytest.mark.parametrize("why", ["it is waited for", "it runs", "it is done"])
+@pytest.mark.parametrize(
+    "why",
+    ["it is waited for", "others prefetched it", "it is another", "it runs", "is done"],
+)
 def test_a_flight_is_not_withdrawn_if(why: str) -> None:
     flights = Map()
     flight = flights.queued()
-    if why == "it is waited for":
-        flights.attend("q", claim=False)
-    else:
-        flights.claim((flight,))
-    if why == "it is done":
+    number = flight.number
+    match why:
+        case "it is waited for":
+            flights.attend("q", claim=False)
+        case "others prefetched it":
+            assert flights.begin("q", "q", CONTEXT) == (IN_FLIGHT, flight)
+        case "it is another":
+            assert flights.forget("q") is flight
+            flight = flights.queued()
+        case _:
+            flights.claim((flight,))
+    if why == "is done":
         flights.complete(flight, "value")
     state = flight.state
-    assert flights.withdraw("q") is None
+    assert flights.withdraw("q", number, 1) is None
     assert flight.state is state
     assert flight.held
+
+
+def test_all_who_prefetched_a_flight_may_take_it_back_together() -> None:
+    flights = Map()
+    flight = flights.queued()
+    flights.begin("q", "q", CONTEXT)
+    assert flights.number_of("q") == flight.number
+    assert flights.withdraw("q", flight.number, 2) is flight
+    assert flights.number_of("q") is None
 
 
 # --- Hedges --------------------------------------------------------------------------------------
@@ -366,7 +385,7 @@ def test_unused_prefetches_are_remembered_up_to_a_number() -> None:
         flight = flights.running(f"more {number}")
         flights.fail(flight, OSError())
         flights.worker_done()
-    unused = [each.key for each in flights.unused()]
+    unused = [each.key for each in flights.unused("q") or []]
     assert len(unused) == len(set(unused)) == UNUSED_KEPT
     assert "lost 50" not in unused
     assert "lost 51" in unused
@@ -385,12 +404,13 @@ def test_unused_prefetches_in_the_map_come_last() -> None:
     flights.queued("waited for")
     flights.attend("waited for", claim=False)
     flights.asked("asked")
-    assert [(each.key, each.text, each.held) for each in flights.unused()] == [
-        ("lost", "lost", False),
-        ("ready", "ready", True),
-        ("queued", "queued", True),
+    assert flights.unused("asked") == [
+        (each, each, flights.time()) for each in ("lost", "ready", "queued")
     ]
-    assert flights.unused()[0].asked_at == flights.time()
+    for prefetched in ("ready", "queued", "used", "waited for"):
+        assert flights.unused(prefetched) is None, "a query finds it"
+    flights.time.advance(10.0)
+    assert ("ready", "ready", 1000.0) in (flights.unused("ready") or [])
 
 
 # --- Estimates -----------------------------------------------------------------------------------
@@ -449,5 +469,5 @@ def test_flights_from_before_a_fork_are_not_counted() -> None:
     assert flights.stats() == empty
     for flight in (done, failed, hedged, left):
         assert not flight.held
-    assert not flights.unused()
+    assert flights.unused("q") == []
     assert flights.expected_wait("a") == Map().expected_wait("a")

@@ -129,6 +129,20 @@ async def test_what_a_query_asked_for_and_gave_up_is_no_prefetch(
     assert _explain(embeddings, "How much is it?").reason is MissReason.NEVER_PREFETCHED
 
 
+def test_a_prefetch_that_serves_its_query_is_no_miss(
+    manual: Manual, model: ScriptedEmbeddings
+) -> None:
+    embeddings = manual(model, max_pending=2 * UNUSED_KEPT)
+    embeddings.prefetch("used")
+    embeddings.executor.run_all()
+    embeddings.embed_query("used")
+    embeddings.prefetch("old")
+    for number in range(UNUSED_KEPT + 1):
+        embeddings.prefetch(f"new {number}")
+    for text in ("used", "old"):
+        assert embeddings.explain_miss(text) is None
+
+
 def test_the_very_text_was_prefetched_and_is_gone(
     manual: Manual, model: ScriptedEmbeddings
 ) -> None:
@@ -139,9 +153,10 @@ def test_the_very_text_was_prefetched_and_is_gone(
     embeddings.prefetch("expired")
     embeddings.executor.run_all()
     embeddings.prefetch("withdrawn")
-    embeddings._runner.withdraw("withdrawn")
+    number = embeddings._runner.number_of("withdrawn")
+    assert number is not None
+    assert embeddings._runner.withdraw("withdrawn", number, 1)
     embeddings.time.advance(11.0)
-    embeddings.stats()
     for text in ("failed", "expired", "withdrawn"):
         miss = _explain(embeddings, text)
         assert (miss.reason, miss.nearest_digest) == (MissReason.GONE, digest(text))
@@ -166,7 +181,7 @@ def test_what_is_remembered_is_bounded(manual: Manual, model: ScriptedEmbeddings
         embeddings.prefetch(f"question {i}")
         embeddings.executor.run_all()
     assert len(embeddings._flights._lost) == UNUSED_KEPT
-    assert len(embeddings._flights.unused()) == UNUSED_KEPT
+    assert len(embeddings._flights.unused("?") or []) == UNUSED_KEPT
     assert _explain(embeddings, "question 0").reason is not MissReason.GONE
     assert _explain(embeddings, f"question {2 * UNUSED_KEPT - 2}").reason is MissReason.GONE
 

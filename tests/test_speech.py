@@ -304,6 +304,33 @@ def test_what_others_prefetched_is_not_withdrawn(
     assert _run(embeddings, model) == ["a b"]
 
 
+@pytest.mark.parametrize("give_up", ["on_partial", "reset"])
+def test_what_others_prefetched_meanwhile_is_not_withdrawn(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings, give_up: str
+) -> None:
+    mine, other = (UtterancePrefetcher(embeddings, debounce=0) for _ in range(2))
+    mine.on_partial("a b")
+    other.on_final("a b")
+    if give_up == "reset":
+        mine.on_final("a b")
+        mine.reset()
+    else:
+        mine.on_partial("a b c")
+        mine.reset()
+    assert _run(embeddings, model) == ["a b"]
+    assert embeddings.is_ready("a b")
+
+
+def test_what_the_same_utterance_prefetched_twice_is_withdrawn(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
+) -> None:
+    speech = UtterancePrefetcher(embeddings, debounce=0)
+    speech.on_partial("a b")
+    speech.on_final("a b")
+    speech.reset()
+    assert _run(embeddings, model) == []
+
+
 def test_a_superseded_text_that_comes_back_is_prefetched_again(
     embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
 ) -> None:
@@ -638,10 +665,10 @@ def test_a_partial_that_another_thread_supersedes_at_once_is_not_prefetched(
     speech.on_partial("a b")
     withdraw = embeddings._runner.withdraw
 
-    def withdraw_late(key: str) -> bool:
+    def withdraw_late(key: str, number: int, asks: int) -> bool:
         monkeypatch.undo()
         speech.on_partial("a b c d")  # as another thread would, in between
-        return withdraw(key)
+        return withdraw(key, number, asks)
 
     monkeypatch.setattr(embeddings._runner, "withdraw", withdraw_late)
     speech.on_partial("a b c")

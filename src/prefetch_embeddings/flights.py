@@ -99,7 +99,7 @@ class Flight(Generic[V]):
     key: Hashable
     by_prefetch: bool
     asked_at: float
-    number: int  # for events
+    number: int  # no other flight has it
     era: object  # of the map: a flight from before a fork is not counted after it
     job: Hashable  # what the executor queues: the flight itself, or the batch it is in
 
@@ -107,6 +107,7 @@ class Flight(Generic[V]):
     state = State.QUEUED
     text: str  # a claiming query puts its own in place
     context: contextvars.Context | None  # of the prefetch's caller; a worker runs in it
+    asks = 1  # prefetches that count on it
     attempt = 0  # how often it was claimed
     started_at = 0.0  # when it was last claimed
     for_query = False  # whether a query claimed it
@@ -165,8 +166,6 @@ class Unused(NamedTuple):
     key: Hashable
     text: str
     asked_at: float
-    held: bool
-    """Whether its flight is in the map, ready or under way."""
 
 
 class Batch(Generic[V]):
@@ -593,11 +592,18 @@ class FlightMap(Generic[V]):
                 elapsed = self.clock() - flight.started_at
             return self._durations.remaining(elapsed)
 
-    def unused(self) -> list[Unused]:
-        """Return the most recent prefetches that no query uses; those in the map come last."""
+    def unused(self, key: Hashable) -> list[Unused] | None:
+        """Return the most recent prefetches that no query uses; those in the map come last.
+
+        None if `key` has a prefetch that a query for it can use, or has used.
+        """
         with self._lock:
+            self._ready.expire()
+            found = self._by_key.get(key)
+            if found is not None and found.by_prefetch:
+                return None
             held = [
-                Unused(flight.key, flight.text, flight.asked_at, held=True)
+                Unused(flight.key, flight.text, flight.asked_at)
                 for flight in self._by_key.values()
                 if flight.by_prefetch and not flight.served and not flight.waiters
             ]
@@ -625,11 +631,29 @@ class FlightMap(Generic[V]):
             _publish(flight)
         return flight
 
-    def withdraw(self, key: Hashable) -> Flight[V] | None:
-        """End the key's flight if it is still queued and nobody waits for it."""
+    def number_of(self, key: Hashable) -> int | None:
+        """Return the number of the key's flight, if it has one."""
         with self._lock:
             flight = self._by_key.get(key)
-            if flight is None or flight.state is not State.QUEUED or flight.waiters:
+            return None if flight is None else flight.number
+
+    def withdraw(self, key: Hashable, number: int, asks: int) -> Flight[V] | None:
+        """End a flight that is still queued, if nobody else waits for it or counts on it.
+
+        Args:
+            key: Its key.
+            number: Its number: the key may have another one by now.
+            asks: How many of the prefetches that count on it are the caller's own.
+        """
+        with self._lock:
+            flight = self._by_key.get(key)
+            if (
+                flight is None
+                or flight.number != number
+                or flight.state is not State.QUEUED
+                or flight.waiters
+                or flight.asks != asks
+            ):
                 return None
             self._end(flight, State.FAILED, AbandonedError())
         _publish(flight)
@@ -707,6 +731,7 @@ class FlightMap(Generic[V]):
         flight = self._look_up(key)
         if flight is None:
             return None, None
+        flight.asks += 1
         self._counts.prefetch_deduplicated += 1
         ready = flight.state is State.DONE
         return PrefetchOutcome.READY if ready else PrefetchOutcome.IN_FLIGHT, flight
@@ -843,7 +868,7 @@ class FlightMap(Generic[V]):
             and not flight.served
             and not flight.waiters
         ):
-            self._lost.append(Unused(flight.key, flight.text, flight.asked_at, held=False))
+            self._lost.append(Unused(flight.key, flight.text, flight.asked_at))
 
     def _count_if_wasted(self, flight: Flight[V]) -> None:
         """Count a flight whose value nobody got and nobody can get any more.

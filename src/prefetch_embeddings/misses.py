@@ -73,14 +73,15 @@ def explain(key: Hashable, text: str, flights: FlightMap[Any]) -> Miss | None:
         The reason, with the nearest prefetch, the latest of several equally near ones. None if a
         prefetch is there for the query to use.
     """
+    unused = flights.unused(key)
+    if unused is None:
+        return None
     now = flights.clock()
     query = _Looks(text)
     miss = Miss(digest(text), len(text), MissReason.NEVER_PREFETCHED)
     nearness = (_NEARNESS[miss.reason], 0.0)
-    for candidate in flights.unused():
+    for candidate in unused:
         if candidate.key == key:
-            if candidate.held:
-                return None
             reason, similarity = MissReason.GONE, 1.0
         else:
             reason, similarity = query.compare(_Looks(candidate.text))

@@ -249,9 +249,17 @@ class FlightRunner(Generic[V]):
             self._withdraw(flight)
         return flight is not None
 
-    def withdraw(self, key: Hashable) -> bool:
-        """Take back a prefetch that has not begun to run; True if it was so."""
-        flight = self._flights.withdraw(key)
+    def number_of(self, key: Hashable) -> int | None:
+        """Return the number of the flight of `key`, if it has one."""
+        return self._flights.number_of(key)
+
+    def withdraw(self, key: Hashable, number: int, asks: int) -> bool:
+        """Take back all `asks` prefetches of flight `number`, if it has not begun to run.
+
+        Returns:
+            Whether it was so. It is not if anybody else waits for it, or has prefetched it.
+        """
+        flight = self._flights.withdraw(key, number, asks)
         if flight is None:
             return False
         self._withdraw(flight)

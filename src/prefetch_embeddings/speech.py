@@ -229,10 +229,11 @@ class UtterancePrefetcher:
             self._withdraw(utterance, superseded)
         came_at = self._runner.clock()
         outcome = self._embeddings.prefetch(text)
+        number = self._runner.number_of(key)
         with self._lock:
             if outcome is PrefetchOutcome.STARTED:
                 self._count_call(utterance, key)
-            final.started = key in utterance.calls
+            utterance.note_ask(key, number, outcome)
             asked_at = utterance.asked_at.get(key)
             if asked_at is not None and outcome in _UNDER_WAY:
                 utterance.hit = True
@@ -247,11 +248,8 @@ class UtterancePrefetcher:
         """
         with self._lock:
             last, final = self._last, None if self._last is None else self._last.final
-            withdraw = final is not None and final.started
-            if final is not None:
-                final.started = False
         self._drop()
-        if last is not None and final is not None and withdraw:
+        if last is not None and final is not None:
             self._withdraw(last, final)
 
     # --- What it did ---------------------------------------------------------------------------
@@ -306,23 +304,29 @@ class UtterancePrefetcher:
         except Exception as error:  # noqa: BLE001 - the timer's thread must live
             logger.error("prefetch raised %s", type(error).__name__)  # not its message
             outcome = PrefetchOutcome.DROPPED
+        number = self._runner.number_of(partial.key)
         with self._lock:
-            partial.started = outcome is PrefetchOutcome.STARTED
-            if not partial.started:
+            if outcome is not PrefetchOutcome.STARTED:
                 self._uncount_call(utterance, partial.key)
             if outcome is PrefetchOutcome.DROPPED:
                 utterance.asked_at.pop(partial.key, None)
-            withdraw = partial.started and utterance.is_past(partial)
+            utterance.note_ask(partial.key, number, outcome)
+            withdraw = utterance.is_past(partial)
         if withdraw:  # superseded meanwhile, by somebody who could not know that it had started
             self._withdraw(utterance, partial)
 
     def _withdraw(self, utterance: _Utterance, transcript: _Transcript) -> None:
-        """Take back a call of ours if it is still queued."""
-        if not self._runner.withdraw(transcript.key):
+        """Take back a call of ours if it is still queued and nobody else counts on it."""
+        key = transcript.key
+        with self._lock:
+            mine = utterance.started.get(key)
+        if mine is None or not self._runner.withdraw(key, *mine):
             return
         with self._lock:
-            self._uncount_call(utterance, transcript.key)
-            utterance.asked_at.pop(transcript.key, None)
+            if utterance.started.get(key) == mine:
+                del utterance.started[key]
+            self._uncount_call(utterance, key)
+            utterance.asked_at.pop(key, None)
             utterance.withdrawn += 1
             self._totals += SpeechStats(withdrawn=1)
 
@@ -362,14 +366,13 @@ class UtterancePrefetcher:
 class _Transcript:
     """A partial or final transcript. Guarded by the prefetcher's lock, but for key and text."""
 
-    __slots__ = ("context", "due", "key", "started", "text")
+    __slots__ = ("context", "due", "key", "text")
 
     def __init__(self, key: Hashable, text: str) -> None:
         self.key = key
         self.text = text
         self.context: contextvars.Context | None = None  # of the caller; None once it was asked for
         self.due: float | None = None  # when it will have stood long enough; None: nothing to do
-        self.started = False  # whether its prefetch started a call that could be taken back
 
 
 class _Utterance:
@@ -380,6 +383,8 @@ class _Utterance:
         self.final: _Transcript | None = None
         self.ended = False
         self.calls: list[Hashable] = []  # the keys of calls started, or about to be
+        # By key, of the flights that were started for it: the number, and how often it asked.
+        self.started: dict[Hashable, tuple[int, int]] = {}
         self.asked_at: dict[Hashable, float] = {}  # by key, when a partial one was prefetched
         self.withdrawn = 0
         self.hit = False
@@ -391,10 +396,18 @@ class _Utterance:
         """Put another partial transcript, or none, in place.
 
         Returns:
-            The one before if it has a call to take back.
+            The one before if that is another text.
         """
         old, self.standing, self.final = self.standing, by, final
-        return old if old is not None and old.started and self.is_past(old) else None
+        return old if old is not None and self.is_past(old) else None
+
+    def note_ask(self, key: Hashable, number: int | None, outcome: PrefetchOutcome) -> None:
+        """Note what became of a prefetch, for when it is to be taken back."""
+        started, asks = self.started.get(key, (None, 0))
+        if outcome is PrefetchOutcome.STARTED and number is not None:
+            self.started[key] = number, 1
+        elif outcome is PrefetchOutcome.IN_FLIGHT and number is not None and number == started:
+            self.started[key] = number, asks + 1
 
     def is_past(self, partial: _Transcript) -> bool:
         """Whether a newer text has taken the place of a partial transcript's."""
