@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -146,3 +148,14 @@ def test_a_listener_may_call_back(manual: Manual, model: ScriptedEmbeddings) -> 
 
 def test_lone_surrogates_have_a_digest() -> None:
     assert digest("\ud800") != digest("\ud801")
+
+
+def test_nobody_can_try_out_which_text_has_a_digest() -> None:
+    script = f"from prefetch_embeddings.events import digest; print(digest({SECRET!r}))"
+    others = {
+        subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
+        for _ in range(2)
+    }
+    assert len(others) == 2
+    assert digest(SECRET) == digest(SECRET)
+    assert len(digest(SECRET)) == 8

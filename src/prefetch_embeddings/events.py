@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import secrets
 from asyncio import CancelledError
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -19,7 +20,8 @@ class PrefetchEvent:
     """Something that happened to one text.
 
     Attributes:
-        text_digest: Eight hexadecimal digits that tell texts apart; not the text.
+        text_digest: Eight hexadecimal digits that tell the texts of one process apart. Another
+            process has others for them, so that no text can be guessed from its digest.
         text_length: The text's length in characters.
     """
 
@@ -119,9 +121,14 @@ class QueryFailed(PrefetchEvent):
     seconds: float
 
 
+_KEY: Final = secrets.token_bytes(16)
+"""Of this process and its forked children; nobody can try out which text has a digest."""
+
+
 def digest(text: str) -> str:
-    """Return eight hexadecimal digits that stand for `text` in logs and events."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    """Return eight hexadecimal digits that stand for `text` in this process' logs and events."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(encoded, digest_size=4, key=_KEY).hexdigest()
 
 
 class Reporter:
