@@ -165,6 +165,32 @@ def test_a_prefetch_in_an_exit_handler_raises_nothing(before: str) -> None:
     assert many.count("PrefetchOutcome") == 2
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "embeddings.prefetch('q')",
+        "embeddings.embed_query('q')",
+        "embeddings.wait_for_prefetch('queued')",
+        "speech.on_partial('a partial transcript'); speech.on_final('a final one')",
+    ],
+)
+def test_a_finalizer_that_comes_when_no_thread_can_start_any_more(call: str) -> None:
+    lines = run(f"""
+        from prefetch_embeddings import Hedge, UtterancePrefetcher
+
+        class Session:
+            def __del__(self, print=print):
+                {call}
+                print("done")
+
+        embeddings = PrefetchingEmbeddings(model, hedge=Hedge(after=1.0))
+        speech = UtterancePrefetcher(embeddings)
+        session = Session()
+        session.itself = session  # what only the collector can take, it takes at the very end
+    """)
+    assert lines[1:] == ["done"]
+
+
 def test_a_prefetch_for_which_no_thread_can_start_is_dropped(
     wrap: Callable[..., PrefetchingEmbeddings],
     model: ScriptedEmbeddings,

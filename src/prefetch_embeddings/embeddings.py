@@ -111,7 +111,7 @@ class PrefetchingEmbeddings(Embeddings):
             load_many=self._load_many if symmetric else None,
             native_async=_embeds_on_loops(underlying_embeddings),
             executor=self._executor(max_workers),
-            aside=None if hedge is None else WorkerPool(None),
+            aside=WorkerPool(None),
             scheduler=self._scheduler(),
             reporter=self._reporter,
         )
@@ -187,8 +187,8 @@ class PrefetchingEmbeddings(Embeddings):
     def wait_for_prefetch(self, text: str, timeout: float | None = None) -> bool:
         """Wait until the prefetch of `text` has ended.
 
-        Queries need no such wait. Without a timeout, a prefetch that is still queued is run by
-        the calling thread.
+        Queries need no such wait. Without a timeout, a prefetch that is still queued is run at
+        once, whatever the queue.
 
         Args:
             text: The prefetched text.
@@ -208,7 +208,7 @@ class PrefetchingEmbeddings(Embeddings):
         """Do what `wait_for_prefetch` does, without blocking the loop.
 
         A prefetch that is still queued is run at once, by the model's async method, also with a
-        timeout.
+        timeout if that method needs no thread.
         """
         return await self._runner.await_(self._key(text), timeout)
 
@@ -386,7 +386,13 @@ def _own(vector: Any) -> list[float]:
     return list(vector)
 
 
-def _embeds_on_loops(model: Embeddings) -> bool:
-    """Tell whether a model has an async side of its own. LangChain's default is a thread."""
+def _embeds_on_loops(model: object) -> bool:
+    """Tell whether a model, and all that it wraps, has an async side of its own, and no thread's.
+
+    LangChain's default `aembed_query` is a thread of the loop's default executor.
+    """
     method = getattr(type(model), "aembed_query", None)
-    return method is not Embeddings.aembed_query and hasattr(model, "aembed_query")
+    if method is Embeddings.aembed_query or not hasattr(model, "aembed_query"):
+        return False
+    inner = getattr(model, "underlying_embeddings", None)
+    return not isinstance(inner, Embeddings) or _embeds_on_loops(inner)

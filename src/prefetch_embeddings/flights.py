@@ -511,6 +511,11 @@ class FlightMap(Generic[V]):
 
     # --- Hedges --------------------------------------------------------------------------------
 
+    @property
+    def hedging(self) -> bool:
+        """Whether any flight gets a second runner."""
+        return self._hedge is not None
+
     def hedge_due_in(self, flight: Flight[V]) -> float | None:
         """Return in how many seconds a flight gets its second runner; None for never."""
         with self._lock:

@@ -53,8 +53,9 @@ class FlightRunner(Generic[V]):
         load_many: Loads several at once; None if texts are loaded one by one.
         native_async: Whether `aload` has a client of its own, and needs no thread.
         executor: Runs prefetches.
-        aside: With hedging, runs what queries would run themselves, and second calls, each at
-            once; None without hedging.
+        aside: Runs at once, whatever it runs already, what nobody can be made to wait in line
+            for and no caller's thread may be stuck in: flights that explicit waits claim; with
+            hedging those that queries claim, too, and second calls.
         scheduler: Wakes flights that pause between attempts.
         reporter: Is told what happens.
     """
@@ -68,7 +69,7 @@ class FlightRunner(Generic[V]):
         load_many: Callable[[list[str]], Sequence[V]] | None,
         native_async: bool,
         executor: Executor,
-        aside: Executor | None,
+        aside: Executor,
         scheduler: Scheduler,
         reporter: Reporter,
     ) -> None:
@@ -87,8 +88,7 @@ class FlightRunner(Generic[V]):
         """Start anew in a forked child: an empty map, and threads of its own."""
         self._flights.reset_after_fork()
         self._executor.reset_after_fork()
-        if self._aside is not None:
-            self._aside.reset_after_fork()
+        self._aside.reset_after_fork()
         self._scheduler.reset_after_fork()
 
     # --- Queries -------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class FlightRunner(Generic[V]):
         while True:
             with query as flight, waits.waiting_for(flight, mine=query.mine):
                 if query.mine:
-                    self._run(flight)
+                    self._run(flight, aside=self._flights.hedging)
                     query.handed_over = True
                 self._join(flight, None)
                 if query.settle():
@@ -183,7 +183,8 @@ class FlightRunner(Generic[V]):
     def wait(self, key: Hashable, timeout: float | None) -> bool:
         """Wait for the flight of `key`, if it has one; True if its value is there.
 
-        Without a timeout a flight that is still queued is run at once, by this thread.
+        Without a timeout a flight that is still queued is run at once, in a thread of its own:
+        the model may hang, and closing must let this thread go.
 
         Raises:
             RuntimeError: If the model waits, while it loads a text, for that text.
@@ -194,7 +195,7 @@ class FlightRunner(Generic[V]):
         try:
             with waits.waiting_for(flight, mine=mine):
                 if mine:
-                    self._run(flight)
+                    self._run(flight, flight.context, aside=True)
                     mine = False
                 if flight.loop is None or flight.loop is not loops.running_loop():
                     self._join(flight, timeout)
@@ -208,13 +209,16 @@ class FlightRunner(Generic[V]):
     async def await_(self, key: Hashable, timeout: float | None) -> bool:
         """Do what `wait` does without blocking the loop."""
         loop = asyncio.get_running_loop()
-        flight, mine = self._flights.attend(key, claim=True, loop=loop)
+        # Without an async client of its own a model needs a thread of the loop's executor: it
+        # would go on there after the timeout, and hold up the end of the loop.
+        claim = timeout is None or self._native_async
+        flight, mine = self._flights.attend(key, claim=claim, loop=loop)
         if flight is None:
             return False
         try:
             with waits.waiting_for(flight, mine=mine):
                 if mine:
-                    self._launch(flight, loop)
+                    self._launch(flight, loop, flight.context)
                 await self._ajoin(flight, timeout)
         except GeneratorExit:
             self._flights.leave_later(flight, flight.text, 0.0, End.GONE)
@@ -232,9 +236,13 @@ class FlightRunner(Generic[V]):
         """The monotonic clock that everything goes by, in seconds."""
         return self._flights.clock
 
-    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
-        """Call `call()` in `seconds` seconds, from the one thread that all delays share."""
-        self._scheduler.call_later(seconds, call)
+    def call_later(self, seconds: float, call: Callable[[], None]) -> bool:
+        """Call `call()` in `seconds` seconds, from the one thread that all delays share.
+
+        Returns:
+            False if it never will.
+        """
+        return self._scheduler.call_later(seconds, call)
 
     def explain_miss(self, key: Hashable, text: str) -> misses.Miss | None:
         """Tell why a query for `text` finds no flight; None if a prefetch is there for it."""
@@ -275,8 +283,7 @@ class FlightRunner(Generic[V]):
         for flight in self._flights.close():
             self._drop(flight)
         self._executor.close()
-        if self._aside is not None:
-            self._aside.close()
+        self._aside.close()
         self._scheduler.close()
 
     # --- Running in a worker -------------------------------------------------------------------
@@ -327,7 +334,9 @@ class FlightRunner(Generic[V]):
                 job = Batch(again) if together else again[0]
                 for flight in again:
                     flight.job = job
-                self._scheduler.call_later(_pause(again[0]), lambda: self._resubmit(job, again))
+                pause = _pause(again[0])
+                if not self._scheduler.call_later(pause, lambda: self._resubmit(job, again)):
+                    self._give_up_queued(again)
         else:
             for flight, value in zip(flights, values, strict=True):
                 self._complete(flight, value)
@@ -336,16 +345,29 @@ class FlightRunner(Generic[V]):
         if not any(flight.state is State.QUEUED for flight in flights):
             return
         if not self._executor.submit(job, self._fly):
-            for flight in flights:
-                self._flights.abandon(flight, only_queued=True)
+            self._give_up_queued(flights)
+
+    def _give_up_queued(self, flights: Iterable[Flight[V]]) -> None:
+        """Abandon those flights that no query has claimed meanwhile: nothing will run them."""
+        for flight in flights:
+            self._flights.abandon(flight, only_queued=True)
 
     # --- Running for a waiter in a thread ------------------------------------------------------
 
-    def _run(self, flight: Flight[V]) -> None:
-        """Run a claimed flight for the calling thread: inline, or aside if it may be hedged."""
+    def _run(
+        self, flight: Flight[V], context: contextvars.Context | None = None, *, aside: bool
+    ) -> None:
+        """Run a claimed flight for the calling thread: aside, or inline.
+
+        Args:
+            flight: The flight.
+            context: The context to run it in, aside; None for the caller's.
+            aside: Whether to run it aside, if a thread can be had.
+        """
         if flight.by_prefetch:
             self._withdraw(flight)
-        if not self._run_aside(flight, contextvars.copy_context(), hedge=False):
+        context = context or contextvars.copy_context()
+        if not aside or not self._run_aside(flight, context, hedge=False):
             self._run_inline(flight)
 
     def _run_aside(self, flight: Flight[V], context: contextvars.Context, *, hedge: bool) -> bool:
@@ -355,7 +377,7 @@ class FlightRunner(Generic[V]):
             with suppress(BaseException):  # the flight carries it to who asked
                 context.run(self._run_inline, flight, hedge=hedge)
 
-        return self._aside is not None and self._aside.submit(object(), run)
+        return self._aside.submit(object(), run)
 
     def _run_inline(self, flight: Flight[V], *, hedge: bool = False) -> None:
         """Run a claimed flight here. An `Exception` stays with the flight."""
@@ -372,17 +394,29 @@ class FlightRunner(Generic[V]):
 
     # --- Running on an event loop --------------------------------------------------------------
 
-    def _launch(self, flight: Flight[V], loop: asyncio.AbstractEventLoop) -> None:
-        """Run a claimed flight in a task of its own, which no waiter's cancellation reaches."""
+    def _launch(
+        self,
+        flight: Flight[V],
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        """Run a claimed flight in a task of its own, which no waiter's cancellation reaches.
+
+        Args:
+            flight: The flight.
+            loop: The running loop.
+            context: The context to run it in; None for a copy of the caller's.
+        """
         if flight.by_prefetch:
             self._withdraw(flight)
-        self._start_task(flight, loop, lambda: self._fly_on_loop(flight, loop))
+        self._start_task(flight, loop, lambda: self._fly_on_loop(flight, loop), context)
 
     def _start_task(
         self,
         flight: Flight[V],
         loop: asyncio.AbstractEventLoop,
         run: Callable[[], Awaitable[object]],
+        context: contextvars.Context | None = None,
     ) -> None:
         begun = False
 
@@ -395,7 +429,7 @@ class FlightRunner(Generic[V]):
             if not begun:  # cancelled before its first step
                 self._fail(flight, asyncio.CancelledError())
 
-        task = loop.create_task(begin())
+        task = loop.create_task(begin(), context=context)
         task.add_done_callback(on_done)
         if not self._flights.hold_task(flight, task):
             task.cancel()
@@ -432,9 +466,7 @@ class FlightRunner(Generic[V]):
 
     def _arm_hedge(self, flight: Flight[V]) -> None:
         """See to it that a flight which somebody waits for does not take too long."""
-        if self._aside is None:
-            return
-        seconds = self._flights.hedge_due_in(flight)
+        seconds = self._flights.hedge_due_in(flight) if self._flights.hedging else None
         if seconds is not None:
             context = contextvars.copy_context()
             self._scheduler.call_later(max(0.0, seconds), lambda: self._hedge(flight, context))

@@ -203,7 +203,7 @@ class UtterancePrefetcher:
         if superseded is not None:
             self._withdraw(utterance, superseded)
         if wake:
-            self._runner.call_later(self.debounce, self._wake)
+            self._call_later(self.debounce)
         elif not self.debounce:
             self._ask(utterance, partial)
 
@@ -267,6 +267,11 @@ class UtterancePrefetcher:
 
     # --- Behind the curtain --------------------------------------------------------------------
 
+    def _call_later(self, seconds: float) -> None:
+        if not self._runner.call_later(seconds, self._wake):
+            with self._lock:
+                self._will_wake = False  # so that the next partial transcript tries again
+
     def _wake(self) -> None:
         """See whether a partial transcript has stood long enough. Called by the timer.
 
@@ -282,7 +287,7 @@ class UtterancePrefetcher:
             left = partial.due - self._runner.clock()
             self._will_wake = left > ROUNDING_SECONDS
         if left > ROUNDING_SECONDS:
-            self._runner.call_later(left - ROUNDING_SECONDS / 2, self._wake)
+            self._call_later(left - ROUNDING_SECONDS / 2)
         else:
             self._ask(utterance, partial)
 

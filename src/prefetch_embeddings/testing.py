@@ -214,10 +214,11 @@ class ManualTime:
         """Return the time in seconds."""
         return self._now
 
-    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+    def call_later(self, seconds: float, call: Callable[[], None]) -> bool:
         """Have `call()` called by the `advance` that reaches its time."""
         with self._lock:
             heapq.heappush(self._heap, (self._now + seconds, next(self._order), call))
+        return True
 
     def advance(self, seconds: float) -> None:
         """Let time pass, and make the calls that become due, in their order."""
@@ -354,6 +355,6 @@ def assert_no_leaks(embeddings: PrefetchingEmbeddings) -> None:
     assert stats.prefetch_succeeded == (stats.prefetch_used + stats.prefetch_wasted + unused), (
         f"uses do not add up: {stats} with {unused} unused"
     )
-    executor = embeddings._runner._executor
-    if flights.closed and isinstance(executor, WorkerPool):
-        assert executor.join(PATIENCE), "worker threads outlive their pool"
+    for executor in (embeddings._runner._executor, embeddings._runner._aside):
+        if flights.closed and isinstance(executor, WorkerPool):
+            assert executor.join(PATIENCE), "worker threads outlive their pool"

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from prefetch_embeddings import workers
 from prefetch_embeddings.events import logger
 
 if TYPE_CHECKING:
@@ -23,8 +24,11 @@ class Scheduler(Protocol):
     No call can be called off: each looks, when its time has come, whether it is still wanted.
     """
 
-    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
-        """Call `call()` in `seconds` seconds. `call` must be quick and must not raise."""
+    def call_later(self, seconds: float, call: Callable[[], None]) -> bool:
+        """Call `call()` in `seconds` seconds; False if that can never be.
+
+        `call` must be quick and must not raise.
+        """
 
     def close(self) -> None:
         """Call off everything."""
@@ -52,29 +56,29 @@ class Timer:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+    def call_later(self, seconds: float, call: Callable[[], None]) -> bool:
         """Call `call()` from the timer's thread in `seconds` seconds.
 
-        After `close`, and at interpreter exit, when no thread can be started, it never comes.
+        Returns:
+            False if it never will: after `close`, and where no thread can be started.
         """
-        start = None
         with self._changed:
             if self._closed:
-                return
-            entry = (time.monotonic() + seconds, next(self._order), call)
-            heapq.heappush(self._heap, entry)
+                return False
             if self._thread is None:
-                start = self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._work, name="prefetch-embeddings-timer", daemon=True
                 )
-            elif self._heap[0] is entry:
+                try:
+                    workers.start(thread)  # it has nothing to do before the lock is free
+                except RuntimeError:
+                    return False
+                self._thread = thread
+            entry = (time.monotonic() + seconds, next(self._order), call)
+            heapq.heappush(self._heap, entry)
+            if self._heap[0] is entry:
                 self._changed.notify()
-        if start is not None:
-            try:
-                start.start()
-            except RuntimeError:
-                with self._changed:
-                    self._thread = None
+            return True
 
     def close(self) -> None:
         """Call off everything and let the thread end."""

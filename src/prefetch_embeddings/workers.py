@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -13,6 +14,18 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS: Final = 30.0
 """After so long without work a thread ends, so that a forgotten pool leaves nothing behind."""
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread.
+
+    Raises:
+        RuntimeError: There can be no more threads, or the interpreter is shutting down. (Until
+            Python 3.12 `Thread.start` could hang then.)
+    """
+    if sys.is_finalizing():
+        raise RuntimeError("the interpreter is shutting down")
+    thread.start()
 
 
 class Executor(Protocol):
@@ -84,8 +97,8 @@ class WorkerPool:
                 return True
             self._threads.add(thread)
         try:
-            thread.start()
-        except RuntimeError:  # no more threads, or the interpreter is shutting down
+            start(thread)
+        except RuntimeError:
             with self._lock:
                 self._threads.discard(thread)
                 if not self._threads or self._max_workers is None:
