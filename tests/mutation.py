@@ -35,8 +35,7 @@ TESTS: Final[dict[str, list[str]]] = {
     "codec": ["tests/redis_tier/test_values.py", "tests/test_codec.py"],
     "redis_tier/lease": ["tests/test_leases.py"],
     "redis_tier/transport": [
-        f"tests/redis_tier/test_{name}.py"
-        for name in ("hits", "trouble", "loops_and_forks", "single_flight")
+        f"tests/redis_tier/test_{name}.py" for name in ("transport", "transport_async")
     ],
 }
 """The tests that are to notice a change, by module; those that are not there are left out."""
