@@ -308,6 +308,20 @@ def test_a_loop_that_shuts_down_after_closing_finds_nothing_left_to_do(clients: 
     assert clients.made[0].closed == 2, "once more does no harm"
 
 
+async def test_what_is_left_of_a_closed_client_touches_nothing_newer(clients: Clients) -> None:
+    own = clients.own()
+    await own.execute([GET], PATIENCE)
+    [closed] = own._of_loop.values()
+    await own.aclose()
+    await own.execute([GET], PATIENCE)
+    assert closed.keeper is not None
+    await closed.keeper.aclose()  # as when it is collected
+    await own.execute([GET], PATIENCE)
+    assert len(clients.made) == 2
+    await own.aclose()
+    assert clients.made[1].closed
+
+
 def test_closing_on_one_loop_has_the_others_close_theirs(clients: Clients) -> None:
     own = clients.own()
 

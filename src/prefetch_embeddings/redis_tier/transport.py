@@ -322,7 +322,8 @@ class OwnAsyncClients:
             yield
         finally:
             with self._lock:
-                self._of_loop.pop(loop, None)
+                if self._of_loop.get(loop) is mine:
+                    del self._of_loop[loop]
             await mine.close()
 
     def close(self) -> None:
