@@ -38,6 +38,7 @@ TESTS: Final[dict[str, list[str]]] = {
         f"tests/redis_tier/test_{name}.py" for name in ("transport", "transport_async")
     ],
     "redis_tier/breaker": ["tests/redis_tier/test_breaker.py"],
+    "redis_tier/deadline": ["tests/redis_tier/test_deadline.py"],
 }
 """The tests that are to notice a change, by module; those that are not there are left out."""
 
