@@ -260,6 +260,17 @@ def test_no_more_threads_than_may_connect(clock: ManualTime, places: Any) -> Non
     first.ended()
 
 
+def test_without_a_deadline_one_waits_for_a_place(places: Any) -> None:
+    places.acquire()
+    connect = Connecting(FakeSocket())
+    connect.let.set()
+    waiting = Call(deadline._connect_in_time, connect)
+    until(lambda: bool(places._cond._waiters))
+    places.release()
+    assert waiting.result().gettimeout() is None
+    connect.ended()
+
+
 def test_without_a_thread_the_place_is_given_back(
     places: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
