@@ -39,6 +39,7 @@ TESTS: Final[dict[str, list[str]]] = {
     ],
     "redis_tier/breaker": ["tests/redis_tier/test_breaker.py"],
     "redis_tier/deadline": ["tests/redis_tier/test_deadline.py"],
+    "redis_tier/writer": ["tests/redis_tier/test_writer.py"],
 }
 """The tests that are to notice a change, by module; those that are not there are left out."""
 
