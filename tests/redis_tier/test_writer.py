@@ -290,6 +290,19 @@ def test_without_a_thread_it_is_dropped_and_the_next_one_tries_again(scene: Scen
     assert scene.requests == [[stored("2", 2.0)]]
 
 
+def test_what_comes_while_it_drops_what_waited_is_not_left_waiting(make: Any) -> None:
+    def more(event: RedisCacheEvent) -> None:
+        if event.kind is Kind.WRITE_DROPPED:
+            dropping.executor.refusing = False
+            dropping.put(write("2", 2.0))
+
+    dropping: Scene = make(listener=more)
+    dropping.executor.refusing = True
+    dropping.put(write("1", 1.0))
+    dropping.executor.run_all()
+    assert dropping.requests == [[stored("2", 2.0)]]
+
+
 def test_what_redis_refuses_is_dropped_and_the_rest_is_written(scene: Scene) -> None:
     scene.replies = [[b"OK", ResponseError("OOM"), b"OK", ValueError("last")]]
     scene.put(*(write(key, 1.0) for key in "1234"))
