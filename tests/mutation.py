@@ -35,9 +35,11 @@ TESTS: Final[dict[str, list[str]]] = {
     "codec": ["tests/redis_tier/test_values.py", "tests/test_codec.py"],
     "redis_tier/lease": ["tests/test_leases.py"],
     "redis_tier/transport": [
-        f"tests/redis_tier/test_{name}.py"
-        for name in ("hits", "trouble", "loops_and_forks", "single_flight")
+        f"tests/redis_tier/test_{name}.py" for name in ("transport", "transport_async")
     ],
+    "redis_tier/breaker": ["tests/redis_tier/test_breaker.py"],
+    "redis_tier/deadline": ["tests/redis_tier/test_deadline.py"],
+    "redis_tier/writer": ["tests/redis_tier/test_writer.py"],
 }
 """The tests that are to notice a change, by module; those that are not there are left out."""
 

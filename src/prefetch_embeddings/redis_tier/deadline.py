@@ -115,7 +115,7 @@ def _connect_in_time(connect: Callable[[], socket.socket]) -> DeadlineSocket:
     A thread of its own, since resolving a name knows no timeout, and several addresses and a TLS
     handshake would each take one.
     """
-    if not _connecting.acquire(timeout=-1 if (left := _left()) is None else left):
+    if not _connecting.acquire(timeout=_left()):
         raise TimeoutError("too many connections are being opened")
     connected: Future[socket.socket] = Future()
     try:

@@ -94,7 +94,6 @@ class OwnClient:
         pool = redis.ConnectionPool.from_url(
             url,
             protocol=2,  # one round trip less to connect; a vector is the same in both
-            max_connections=2**31,  # as many as threads that ask at once
             retry=Retry(NoBackoff(), 0),
             socket_timeout=_SOCKET_SECONDS,
             socket_connect_timeout=_SOCKET_SECONDS,
@@ -323,7 +322,8 @@ class OwnAsyncClients:
             yield
         finally:
             with self._lock:
-                self._of_loop.pop(loop, None)
+                if self._of_loop.get(loop) is mine:
+                    del self._of_loop[loop]
             await mine.close()
 
     def close(self) -> None:

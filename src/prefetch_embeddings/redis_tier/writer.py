@@ -100,9 +100,11 @@ class Writer:
         elif self._transport is None:
             self._start_task()
         elif start and not self._thread.submit("drain", self._drain):
-            self._drop_waiting()  # no thread can be started: the interpreter is going down
+            # No thread can be started: the interpreter is going down. First the flag, so that
+            # nothing comes to wait for nobody.
             with self._changed:
                 self._draining = False
+            self._drop_waiting()
 
     def _enqueue(self, write: Write) -> None:
         older = self._waiting.pop(write.key, None)
