@@ -165,4 +165,8 @@ def test_an_exception_that_cannot_be_copied_is_still_raised() -> None:
             super().__init__(*args)
 
     error = StubbornError("x", key="y")
-    assert own_copy(error, None) is error
+    for _ in range(10):
+        with pytest.raises(StubbornError) as raised:
+            raise own_copy(error, None)
+        assert raised.value is error
+        assert len(traceback.extract_tb(error.__traceback__)) == 1, "its traceback grows"

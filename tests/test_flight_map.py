@@ -210,9 +210,9 @@ def test_all_who_prefetched_a_flight_may_take_it_back_together() -> None:
     flights = Map()
     flight = flights.queued()
     flights.begin("q", "q", CONTEXT)
-    assert flights.number_of("q") == flight.number
+    assert flights.get("q") is flight
     assert flights.withdraw("q", flight.number, 2) is flight
-    assert flights.number_of("q") is None
+    assert flights.get("q") is None
 
 
 # --- Hedges --------------------------------------------------------------------------------------

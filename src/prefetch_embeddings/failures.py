@@ -21,10 +21,7 @@ def own_copy(error: Exception, traceback: TracebackType | None) -> Exception:
         error: The exception that the model raised.
         traceback: Its traceback when the flight failed.
     """
-    twin = _twin(error)
-    if twin is None:
-        return error
-    return twin.with_traceback(traceback)
+    return (_twin(error) or error).with_traceback(traceback)
 
 
 def _twin(error: Exception) -> Exception | None:

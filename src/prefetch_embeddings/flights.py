@@ -283,13 +283,14 @@ class FlightMap(Generic[V]):
         for it from now on, and must `leave` it.
 
         All who recover from one flight do so by one other, its successor, even those who come when
-        that has ended, too. It is never one that a prefetch runs: that could fail them again.
+        that has ended, too. It is never one that a prefetch runs: that could fail them again. A
+        flight that somebody has given up while it runs goes on, for those who still wait for it.
 
         Args:
             key: The query's key.
             text: The query's text, which a flight that it runs will load.
             loop: The event loop on which the caller would run it.
-            after: The flight that failed the query, which was counted there.
+            after: The flight that failed the query, or that it has given up; it was counted there.
         """
         with self._lock:
             now = self.clock()  # before a claim: all of its run is this query's wait
@@ -303,7 +304,7 @@ class FlightMap(Generic[V]):
                 after is not None
                 and found is not None
                 and found.state is State.RUNNING
-                and not found.for_query
+                and (found is after or not found.for_query)
             ):
                 self._let_go(found)
                 found = None
@@ -498,12 +499,24 @@ class FlightMap(Generic[V]):
         _publish(flight)
         return State.FAILED
 
-    def abandon(self, flight: Flight[V], *, only_queued: bool = False) -> bool:
-        """Fail a flight that nobody will finish; its waiters see to themselves."""
+    def abandon(
+        self,
+        flight: Flight[V],
+        *,
+        only_queued: bool = False,
+        only_on: asyncio.AbstractEventLoop | None = None,
+    ) -> bool:
+        """Fail a flight that nobody will finish; its waiters see to themselves.
+
+        Args:
+            flight: The flight.
+            only_queued: Not if somebody runs it.
+            only_on: Not if it is no longer this loop's to run.
+        """
         with self._lock:
-            if flight.state is not State.QUEUED and (
-                only_queued or flight.state is not State.RUNNING
-            ):
+            if flight.ended or (only_queued and flight.state is not State.QUEUED):
+                return False
+            if only_on is not None and flight.loop is not only_on:
                 return False
             self._end(flight, State.FAILED, AbandonedError())
         _publish(flight)
@@ -636,11 +649,10 @@ class FlightMap(Generic[V]):
             _publish(flight)
         return flight
 
-    def number_of(self, key: Hashable) -> int | None:
-        """Return the number of the key's flight, if it has one."""
+    def get(self, key: Hashable) -> Flight[V] | None:
+        """Return the flight that stands under `key`, if one does. Changes nothing."""
         with self._lock:
-            flight = self._by_key.get(key)
-            return None if flight is None else flight.number
+            return self._by_key.get(key)
 
     def withdraw(self, key: Hashable, number: int, asks: int) -> Flight[V] | None:
         """End a flight that is still queued, if nobody else waits for it or counts on it.
@@ -787,6 +799,7 @@ class FlightMap(Generic[V]):
         flight.state = state
         flight.finished_at = self.clock()
         flight.context = None
+        flight.loop = None  # a ready flight keeps no loop alive
         flight.error = error
         flight.traceback = None if error is None else error.__traceback__
         if flight.era is not self._era:

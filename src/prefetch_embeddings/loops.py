@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Executor
 
 LOOK_SECONDS: Final = 0.05
 """How often a waiter looks after the loop that runs its flight."""
 
+LOOKS_BETWEEN_QUESTIONS: Final = 10
+"""Looks from an answer to the next question: a question takes a turn of the loop and a thread."""
+
 PATIENCE_LOOKS: Final = 60
-"""Looks without a sign of life, three seconds of them, after which a waiter gives a loop up.
-Counted, not timed, so that a process that was stopped for a while does not take its loops for dead;
-long, because a loop of a starved process lives, and giving it up means a second call."""
+"""Looks without an answer, three seconds of them, after which a loop counts as silent. Counted, not
+timed, so that a process that was stopped for a while does not take its loops for silent; long,
+because a loop of a starved process lives, and not to wait for it means a second call."""
 
 MOST_NUDGES: Final = 10_000
 """Jobs handed to an executor, at the most, to make it start a thread."""
@@ -43,58 +45,48 @@ class Sign(enum.Enum):
 
 
 class LoopWatch:
-    """Tells whether a loop still turns.
+    """Tells whether a loop still turns, and its default executor with it."""
 
-    Args:
-        loop: The loop.
-        through_executor: Whether its default executor must turn as well.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, through_executor: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._through_executor = through_executor
         self._answered = True
-        self._looks = 0
+        self._looks = 0  # since the last question
 
     def look(self) -> Sign:
         """Look once; to be done every `LOOK_SECONDS`."""
         if self._loop.is_closed() or not self._loop.is_running():
             return Sign.DEAD
+        self._looks += 1
         if not self._answered:
-            self._looks += 1
             return Sign.SILENT if self._looks > PATIENCE_LOOKS else Sign.ALIVE
-        self._answered = False
-        self._looks = 0
-        try:
-            self._loop.call_soon_threadsafe(self._ask)
-        except RuntimeError:  # closed in between
-            return Sign.DEAD
+        if self._looks >= LOOKS_BETWEEN_QUESTIONS:
+            self._looks = 0
+            self._answered = False
+            try:
+                self._loop.call_soon_threadsafe(self._ask)
+            except RuntimeError:  # closed in between
+                return Sign.DEAD
         return Sign.ALIVE
 
     def _ask(self) -> None:
-        if self._through_executor:
-            with suppress(RuntimeError):  # the executor is shut down
-                self._loop.run_in_executor(None, self._answer)
-                return
-        self._answer()
+        try:
+            self._loop.run_in_executor(None, self._answer)
+        except RuntimeError:  # the executor is shut down: no flight needs it any more
+            self._answer()
 
     def _answer(self) -> None:
         self._answered = True
 
 
 @contextmanager
-def standing_aside() -> Iterator[bool]:
-    """Let another thread take this one's place in its executor while it blocks.
+def standing_aside(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Let another thread take this one's place in the loop's default executor while it blocks.
 
-    Yields:
-        False if it holds a place in an executor all the same.
+    There is no public way to any of this. Where it does not work, `LoopWatch` notices.
     """
-    executor: Any = own_executor()
+    executor = _executor_to_make_way_in(loop)
     if executor is None:
-        yield True
-        return
-    if not (hasattr(executor, "_threads") and hasattr(executor, "_max_workers")):
-        yield False  # there is no public way to do it
+        yield
         return
     with _lock:
         blocked = _blocked[executor] = _blocked.get(executor, 0) + 1
@@ -106,32 +98,48 @@ def standing_aside() -> Iterator[bool]:
                 if len(executor._threads) > blocked:  # noqa: SLF001
                     break
                 executor.submit(_nothing)
-        yield True
+        yield
     finally:
         with _lock:
             _blocked[executor] -= 1
             executor._max_workers -= 1  # noqa: SLF001
 
 
-def own_executor() -> Executor | None:
-    """Return the thread pool executor that runs this thread, if one does.
+def _executor_to_make_way_in(loop: asyncio.AbstractEventLoop) -> Any:
+    """Return the loop's default executor if this thread is one of its; None if it is not."""
+    mine: Any = _own_executor()
+    if mine is None or not (hasattr(mine, "_threads") and hasattr(mine, "_max_workers")):
+        return None
+    default = getattr(loop, "_default_executor", _unknown)
+    if default is _unknown:
+        # uvloop keeps it to itself. An executor of one thread is not made for speed, but so that
+        # nothing runs beside: it keeps its one.
+        return mine if mine._max_workers > 1 else None  # noqa: SLF001
+    return mine if mine is default else None
 
-    Only the frame at the bottom of the thread's stack knows. A loop would know its own executor,
-    but some keep it to themselves (uvloop does), and it need not be this thread's.
+
+def _own_executor() -> Any:
+    """Return the `ThreadPoolExecutor` that runs this thread, if one does.
+
+    Only the frame at the bottom of the thread's stack knows.
     """
     frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code is _WORKER:
-            reference = frame.f_locals.get("executor_reference")
-            return None if reference is None else reference()
+    while frame is not None and frame.f_code is not _WORKER:
         frame = frame.f_back
-    return None
+    if frame is None:
+        return None
+    names = frame.f_locals
+    reference = names.get("executor_reference")
+    if isinstance(names, dict):  # until Python 3.13 a copy that the frame keeps, with all in it
+        names.clear()
+    return None if reference is None else reference()
 
 
 _WORKER: Final = getattr(getattr(concurrent.futures.thread, "_worker", None), "__code__", None)
 """What the threads of a `ThreadPoolExecutor` run. Where it is called otherwise, none are known."""
 
-_lock: Final = threading.Lock()
+_unknown: Final = object()
+_lock = threading.Lock()
 _blocked: Final[weakref.WeakKeyDictionary[Any, int]] = weakref.WeakKeyDictionary()
 """How many threads of an executor stand aside; guarded by _lock."""
 
@@ -143,7 +151,7 @@ def _nothing() -> None:
 def reset_after_fork() -> None:
     """Forget the parent's threads, and the lock, which one of them may have held."""
     global _lock  # noqa: PLW0603
-    _lock = threading.Lock()  # type: ignore[misc]
+    _lock = threading.Lock()
     _blocked.clear()
 
 

@@ -1,14 +1,16 @@
 """Runs flights and waits for them: in worker threads, inline, and on event loops.
 
 Who runs a flight is whoever claimed it in the map. A waiter only ever waits for a flight that
-somebody runs, and trusts nobody for ever: a loop that stops turning under a flight is noticed, the
-flight is abandoned, and its waiters see to themselves.
+somebody runs, and trusts nobody for ever. A loop that has stopped under a flight is noticed, and
+the flight abandoned: it ends, and its waiters see to themselves. A flight that may still come, but
+not soon, is given up: those who do so see to themselves, and it goes on for the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import os
 import random
 import time
@@ -41,6 +43,12 @@ V = TypeVar("V")
 
 RETRY_PAUSE: Final = 0.2
 """Seconds before the second attempt in the background, doubled for each further one."""
+
+
+GIVE_UP_SECONDS: Final = 30.0
+"""How long anybody waits for a flight that somebody else runs, unless told otherwise. Longer than a
+call takes that still succeeds, and yet not for ever: the flight may be waiting for what its waiters
+hold, a thread of a pool or a lock, in ways that nobody can see."""
 
 
 class FlightRunner(Generic[V]):
@@ -106,7 +114,7 @@ class FlightRunner(Generic[V]):
                 if query.mine:
                     self._run(flight, aside=self._flights.hedging)
                     query.handed_over = True
-                self._join(flight, None)
+                self._join(flight, None, mine=query.mine)
                 if query.settle():
                     return flight.value
 
@@ -122,7 +130,7 @@ class FlightRunner(Generic[V]):
                 if query.mine:
                     self._launch(flight, loop)
                     query.handed_over = True
-                await self._ajoin(flight, None)
+                await self._ajoin(flight, None, mine=query.mine)
                 if query.settle():
                     return flight.value
 
@@ -146,6 +154,8 @@ class FlightRunner(Generic[V]):
         if self._load_many is None:
             return [self.prefetch(key, text) for key, text in items]
         items = list(items)
+        for key, _ in items:
+            self._abandon_if_dead(self._flights.get(key))
         outcomes, batch = self._flights.begin_batch(items, contextvars.copy_context())
         for flight in batch.flights:
             self._reporter.started(flight.text, flight.number)
@@ -192,16 +202,17 @@ class FlightRunner(Generic[V]):
         flight, mine = self._flights.attend(key, claim=timeout is None)
         if flight is None:
             return False
+        handed_over = False
         try:
             with waits.waiting_for(flight, mine=mine):
                 if mine:
                     self._run(flight, flight.context, aside=True)
-                    mine = False
+                handed_over = True
                 if flight.loop is None or flight.loop is not loops.running_loop():
-                    self._join(flight, timeout)
+                    self._join(flight, timeout, mine=mine)
                 # else: the loop that runs it cannot turn while this thread waits
         finally:
-            if mine:  # interrupted before the call could even begin
+            if mine and not handed_over:  # interrupted before the call could even begin
                 self._flights.abandon(flight)
             self._flights.leave(flight, flight.text, 0.0, End.GONE)
         return flight.state is State.DONE
@@ -219,7 +230,7 @@ class FlightRunner(Generic[V]):
             with waits.waiting_for(flight, mine=mine):
                 if mine:
                     self._launch(flight, loop, flight.context)
-                await self._ajoin(flight, timeout)
+                await self._ajoin(flight, timeout, mine=mine)
         except GeneratorExit:
             self._flights.leave_later(flight, flight.text, 0.0, End.GONE)
             raise
@@ -259,7 +270,8 @@ class FlightRunner(Generic[V]):
 
     def number_of(self, key: Hashable) -> int | None:
         """Return the number of the flight of `key`, if it has one."""
-        return self._flights.number_of(key)
+        flight = self._flights.get(key)
+        return None if flight is None else flight.number
 
     def withdraw(self, key: Hashable, number: int, asks: int) -> bool:
         """Take back all `asks` prefetches of flight `number`, if it has not begun to run.
@@ -450,16 +462,17 @@ class FlightRunner(Generic[V]):
         task = asyncio.current_task()
         try:
             value = await self._aload(flight.text)
-        except asyncio.CancelledError as error:
-            self._fail(flight, error)
-            raise
         except BaseException as error:
-            if isinstance(error, GeneratorExit) and loops.current_task() is not task:
-                # Not the model: the collector destroys a task whose loop is gone. It may do so at
-                # any moment, even within the map's lock: touch nothing. Waiters notice themselves.
+            if loops.current_task() is not task:
+                # The collector destroys a task whose loop is gone. It may do so at any moment, even
+                # within the map's lock: touch nothing. Waiters notice themselves.
                 raise
-            return self._fail(flight, error)
-        self._complete(flight, value, hedge=hedge)
+            again = self._fail(flight, error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return again
+        if loops.current_task() is task:
+            self._complete(flight, value, hedge=hedge)
         return False
 
     # --- Hedging -------------------------------------------------------------------------------
@@ -509,9 +522,12 @@ class FlightRunner(Generic[V]):
             self._reporter.failed(flight.text, flight.number, error, attempt, will_retry=again)
         return state is State.QUEUED
 
-    def _abandon(self, flight: Flight[V]) -> None:
-        if self._flights.abandon(flight):
+    def _abandon(self, flight: Flight[V], loop: asyncio.AbstractEventLoop) -> bool:
+        """Abandon a flight that is still `loop`'s to run; True if it was so."""
+        abandoned = self._flights.abandon(flight, only_on=loop)
+        if abandoned:
             self._drop(flight)
+        return abandoned
 
     def _drop(self, flight: Flight[V]) -> None:
         """Let go of a flight that was abandoned while it was under way."""
@@ -523,36 +539,47 @@ class FlightRunner(Generic[V]):
 
     def _abandon_if_dead(self, flight: Flight[V] | None) -> bool:
         """Abandon a flight whose loop has closed; True if it was so."""
-        if flight is None or flight.loop is None or not flight.loop.is_closed():
+        loop = None if flight is None else flight.loop
+        if flight is None or loop is None or not loop.is_closed():
             return False
-        self._abandon(flight)
-        return True
+        return self._abandon(flight, loop)
 
     # --- Waiting -------------------------------------------------------------------------------
 
-    def _join(self, flight: Flight[V], timeout: float | None) -> None:
-        """Block until a flight has ended, or for `timeout` seconds."""
+    def _join(self, flight: Flight[V], timeout: float | None, *, mine: bool) -> None:
+        """Block until a flight has ended, or is not to be waited for any longer.
+
+        Args:
+            flight: The flight.
+            timeout: Seconds after which it is not; None for when it is to be given up.
+            mine: Whether it runs on behalf of the caller, who does not give it up.
+        """
         self._arm_hedge(flight)
+        patience = timeout if timeout is not None else None if mine else GIVE_UP_SECONDS
         loop = flight.loop
         if loop is None or flight.ended:
-            _ended(flight, timeout)
+            _ended(flight, patience)
             return
         if loop.is_closed() or loop is loops.running_loop():
-            self._abandon(flight)  # it cannot get anywhere while this thread waits
+            self._abandon(flight, loop)  # it cannot get anywhere while this thread waits
             return
-        give_up_at = None if timeout is None else time.monotonic() + timeout
-        with loops.standing_aside() as made_way:
-            watch = loops.LoopWatch(loop, through_executor=not made_way)
+        until = math.inf if patience is None else time.monotonic() + patience
+        with loops.standing_aside(loop):
+            watch = loops.LoopWatch(loop)
             while True:
-                look = loops.LOOK_SECONDS
-                if give_up_at is not None:
-                    look = min(look, give_up_at - time.monotonic())
-                if look <= 0 or _ended(flight, look):
+                left = until - time.monotonic()
+                if left <= 0 or _ended(flight, min(left, loops.LOOK_SECONDS)):
                     return
-                self._give_up_if_lost(flight, watch.look(), timeout)
+                sign = watch.look()
+                if sign is loops.Sign.SILENT and timeout is None:
+                    return
+                if sign is loops.Sign.DEAD:
+                    break
+        if not self._abandon(flight, loop):  # it has ended, or somebody else runs it by now
+            self._join(flight, timeout, mine=mine)
 
-    async def _ajoin(self, flight: Flight[V], timeout: float | None) -> None:
-        """Wait until a flight has ended, or for `timeout` seconds."""
+    async def _ajoin(self, flight: Flight[V], timeout: float | None, *, mine: bool) -> None:
+        """Do what `_join` does without blocking the loop."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
 
@@ -569,29 +596,24 @@ class FlightRunner(Generic[V]):
             return
         future.add_done_callback(on_ended)
         self._arm_hedge(flight)
-        if flight.loop is None or flight.loop is loop:
-            if timeout is None:
-                await ended
-            else:
-                await asyncio.wait((ended,), timeout=timeout)
+        patience = timeout if timeout is not None else None if mine else GIVE_UP_SECONDS
+        runs_on = flight.loop
+        if runs_on is None or runs_on is loop:
+            await asyncio.wait((ended,), timeout=patience)
             return
-        if self._abandon_if_dead(flight):
-            return
-        # A loop in an executor's thread does not give that thread back while it waits.
-        watch = loops.LoopWatch(flight.loop, through_executor=loops.own_executor() is not None)
-        give_up_at = None if timeout is None else time.monotonic() + timeout
-        while True:
-            look = loops.LOOK_SECONDS
-            if give_up_at is not None:
-                look = min(look, give_up_at - time.monotonic())
-            if look <= 0 or (await asyncio.wait((ended,), timeout=look))[0]:
+        until = math.inf if patience is None else time.monotonic() + patience
+        watch = loops.LoopWatch(runs_on)
+        while not runs_on.is_closed():
+            left = min(until - time.monotonic(), loops.LOOK_SECONDS)
+            if left <= 0 or (await asyncio.wait((ended,), timeout=left))[0]:
                 return
-            self._give_up_if_lost(flight, watch.look(), timeout)
-
-    def _give_up_if_lost(self, flight: Flight[V], sign: loops.Sign, timeout: float | None) -> None:
-        """Abandon a flight whose loop is dead, or silent while somebody waits without limit."""
-        if sign is loops.Sign.DEAD or (sign is loops.Sign.SILENT and timeout is None):
-            self._abandon(flight)
+            sign = watch.look()
+            if sign is loops.Sign.SILENT and timeout is None:
+                return
+            if sign is loops.Sign.DEAD:
+                break
+        if not self._abandon(flight, runs_on):
+            await self._ajoin(flight, timeout, mine=mine)
 
 
 class _Query(Generic[V]):
@@ -632,11 +654,11 @@ class _Query(Generic[V]):
         return self._flight
 
     def settle(self) -> bool:
-        """Draw the conclusion from a flight that has ended.
+        """Draw the conclusion from a flight that is not to be waited for any longer.
 
         Returns:
             True if the query has its value; False if it has to see to itself: a prefetch failed,
-            or whoever ran the flight went away.
+            or whoever ran the flight went away, or takes too long.
 
         Raises:
             BaseException: What the model raised to the query that ran the flight.

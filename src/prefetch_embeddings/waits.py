@@ -22,7 +22,7 @@ running: Final[ContextVar[Flight[Any] | None]] = ContextVar(
 )
 """The flight on whose behalf the current code runs."""
 
-_lock: Final = threading.Lock()
+_lock = threading.Lock()
 _waits_for: Final[dict[Flight[Any], list[Flight[Any]]]] = {}  # guarded by _lock
 _ended: Final[deque[tuple[Flight[Any], Flight[Any]]]] = deque()  # to be taken off _waits_for
 
@@ -129,6 +129,6 @@ def _reaches(start: Flight[Any], goal: Flight[Any]) -> bool:
 def reset_after_fork() -> None:
     """Forget the parent's waits, and its lock, which another thread may have held."""
     global _lock  # noqa: PLW0603
-    _lock = threading.Lock()  # type: ignore[misc]
+    _lock = threading.Lock()
     _waits_for.clear()
     _ended.clear()
