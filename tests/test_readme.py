@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,8 @@ def test_there_are_blocks() -> None:
     assert any(name.startswith("README.md") for name in BLOCKS)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # a reader's program just ends
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(BLOCKS[name], name, "exec"), {"__name__": "readme"})
+    gc.collect()  # the connections of this block's clients, here and not in somebody else's test
