@@ -1,8 +1,11 @@
-"""Every Python block of the README runs, against the local endpoint."""
+"""Every Python block of the README and the manual runs, against the local endpoint."""
 
 from __future__ import annotations
 
+import gc
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +47,21 @@ def test_there_are_blocks() -> None:
     assert any(name.startswith("README.md") for name in BLOCKS)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # a reader's program just ends
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(BLOCKS[name], name, "exec"), {"__name__": "readme"})
+    gc.collect()  # the connections of this block's clients, here and not in somebody else's test
+
+
+@pytest.mark.parametrize("name", [name for name, code in BLOCKS.items() if "\ndef test_" in code])
+def test_tests_in_blocks_pass(name: str, tmp_path: Path) -> None:
+    (tmp_path / "test_block.py").write_text(BLOCKS[name])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=."],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
