@@ -305,6 +305,8 @@ class _MuteTls:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._mute = threading.Event()
+        self._silent = threading.Semaphore(0)  # released by each connection once it is
+        self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -330,12 +332,14 @@ class _MuteTls:
                         if not (data := source.recv(65536)):
                             return
                         sink.sendall(data)
+            self._silent.release()
             self._ended.wait(HANG)
 
-    _ended = threading.Event()
-
     def mute(self) -> None:
+        """Return once no connection will answer any more."""
         self._mute.set()
+        for _ in self._threads[1:]:
+            assert self._silent.acquire(timeout=HANG)
 
     def close(self) -> None:
         self._mute.set()
