@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.redis_tier.checks import eventually
+from tests.helpers import until
 from tests.redis_tier.models import CountingModel, vector_of
 from tests.redis_tier.server import HANG, RedisServer
 
@@ -32,7 +32,7 @@ def test_loops_opened_and_closed_leave_no_connection(
     before = server.connections()
     for _ in range(20):
         assert asyncio.run(embeddings.aembed_query("text")) == vector_of("text")
-        eventually(lambda: server.connections() == before)
+        until(lambda: server.connections() == before)
     assert embeddings.stats().errors == 0
     assert embeddings.stats().hits == 20
     assert embeddings._async_transport._of_loop == {}
@@ -100,7 +100,7 @@ def test_closing_reaches_other_loops(
     thread.start()
     assert asked.wait(HANG)
     embeddings.close()
-    eventually(lambda: server.connections() == before)
+    until(lambda: server.connections() == before)
     done.set()
     thread.join(HANG)
 
