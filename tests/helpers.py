@@ -43,7 +43,7 @@ class Call(Generic[T]):
         return self._error
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], object]) -> None:
     """Wait for another thread to bring about what has no event of its own."""
     pause = threading.Event()
     for _ in range(int(PATIENCE / 0.001)):
@@ -53,7 +53,7 @@ def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it never came about")
 
 
-async def auntil(condition: Callable[[], bool]) -> None:
+async def auntil(condition: Callable[[], object]) -> None:
     """Do what `until` does, without blocking the loop."""
     for _ in range(int(PATIENCE / 0.001)):
         if condition():

@@ -79,8 +79,9 @@ def test_a_query_interrupts_the_pause_between_attempts(
 
 
 async def test_a_query_interrupts_the_pause_of_an_async_flight(
-    wrap: Wrap, model: ScriptedEmbeddings
+    wrap: Wrap, model: ScriptedEmbeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("prefetch_embeddings.runner.RETRY_PAUSE", 1000.0)
     embeddings = wrap(model)
     model.fail("q", OSError("once"))
     await embeddings.aprefetch("q")

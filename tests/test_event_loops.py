@@ -14,7 +14,7 @@ import pytest
 from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
-from prefetch_embeddings.testing import ScriptedEmbeddings
+from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 
 T = TypeVar("T")
 Wrap = Callable[..., PrefetchingEmbeddings]
@@ -274,7 +274,7 @@ def test_the_collector_may_come_for_a_lost_waiter_while_the_map_is_locked(
 
     collector = threading.Thread(target=collect, daemon=True)
     collector.start()
-    collector.join(3.0)
+    collector.join(HANGING_SECONDS)
 
     stuck = collector.is_alive()
     if stuck:
@@ -462,11 +462,12 @@ async def test_an_async_only_model_serves_sync_queries_for_what_was_prefetched(
 
 
 async def test_a_query_claims_an_async_only_models_flight_from_the_queue_of_threads(
-    wrap: Wrap, model: ScriptedEmbeddings
+    manual: Callable[..., ManualPrefetchingEmbeddings], model: ScriptedEmbeddings
 ) -> None:
-    embeddings = wrap(AsyncSideOnly(model), attempts=1)
+    embeddings = manual(AsyncSideOnly(model), attempts=1)
 
     embeddings.prefetch(TEXT)  # in a thread this model can only fail
 
     assert await embeddings.aembed_query(TEXT) == model.vector(TEXT)
+    assert embeddings.stats().query_claimed == 1
     assert model.calls_for(TEXT) == 1

@@ -18,6 +18,7 @@ import pytest
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome, PrefetchStats, waits
 from prefetch_embeddings.testing import Gate, ScriptedEmbeddings, assert_no_leaks
+from tests.helpers import until
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork"),
@@ -170,8 +171,8 @@ def test_a_child_retries_by_a_timer_of_its_own(wrap: Wrap, model: LockFreeEmbedd
         model.failures[:] = ["in the child"]
         assert embeddings.prefetch("in the child") is PrefetchOutcome.STARTED
         # The wait ends where it meets an attempt that fails; then there is no flight to retry.
-        while (stats := embeddings.stats()).prefetch_succeeded + stats.prefetch_failed == 0:
-            pass
+        until(lambda: embeddings.stats().prefetch_succeeded + embeddings.stats().prefetch_failed)
+        stats = embeddings.stats()
         assert stats.prefetch_retried == stats.prefetch_succeeded == 1
 
     in_child(check)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prefetch_embeddings import Hedge, PrefetchingEmbeddings
-from prefetch_embeddings.hedging import Budget
+from prefetch_embeddings.hedging import LEAST_DURATIONS, Budget
 from prefetch_embeddings.testing import (
     ManualPrefetchingEmbeddings,
     ScriptedEmbeddings,
@@ -146,12 +146,6 @@ def test_a_query_that_comes_late_is_hedged_at_once(
 def test_a_quantile_of_recent_durations(manual: Manual, model: ScriptedEmbeddings) -> None:
     embeddings = manual(model, hedge=Hedge(quantile=0.5, budget=1.0))
     flights = embeddings._flights
-    stuck = model.hold("q")
-    query = Call(embeddings.embed_query, "q")
-    stuck.wait_until_entered()
-    assert embeddings.time.calls_to_come == 0, "hedged by a quantile of nothing"
-    stuck.open()
-    query.result()
     for tenth in range(1, 21):
         flights._durations.add(tenth / 10)
     stuck = model.hold("r")
@@ -163,6 +157,20 @@ def test_a_quantile_of_recent_durations(manual: Manual, model: ScriptedEmbedding
     embeddings.time.advance(0.2)
     assert query.result() == model.vector("r")
     stuck.open()
+
+
+async def test_a_quantile_of_too_few_durations_hedges_nothing(
+    manual: Manual, model: ScriptedEmbeddings
+) -> None:
+    embeddings = manual(model, hedge=Hedge(quantile=0.5, budget=1.0))
+    for _ in range(LEAST_DURATIONS - 1):
+        embeddings._flights._durations.add(1.0)
+    gate = model.hold("q")
+    query = asyncio.create_task(embeddings.aembed_query("q"))
+    await gate.await_until_entered()  # a coroutine already waits for the call that its loop begins
+    assert embeddings.time.calls_to_come == 0
+    gate.open()
+    await query
 
 
 def test_the_budget_bounds_extra_calls(manual: Manual, model: ScriptedEmbeddings) -> None:
@@ -193,14 +201,16 @@ def test_the_budget_never_exceeds_its_share() -> None:
         assert taken >= share * 2000 - 1
 
 
-def test_without_it_there_is_no_second_call(manual: Manual, model: ScriptedEmbeddings) -> None:
+async def test_without_it_there_is_no_second_call(
+    manual: Manual, model: ScriptedEmbeddings
+) -> None:
     embeddings = manual(model)
     gate = model.hold("q")
-    query = Call(embeddings.embed_query, "q")
-    gate.wait_until_entered()
-    assert embeddings.time.calls_to_come == 0
+    query = asyncio.create_task(embeddings.aembed_query("q"))
+    await gate.await_until_entered()  # a coroutine already waits for the call that its loop begins
     gate.open()
-    query.result()
+    await query
+    assert embeddings.time.calls_to_come == 0  # what is put off stays there, also for no purpose
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
-from tests.helpers import Call, auntil
+from tests.helpers import Call, auntil, until
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 Manual = Callable[..., ManualPrefetchingEmbeddings]
@@ -168,31 +168,10 @@ def test_an_interrupted_query_does_not_interrupt_those_who_joined_it(
     interrupted = Call(embeddings.embed_query, "q")
     gate.wait_until_entered()
     joined = Call(embeddings.embed_query, "q")
-    while embeddings.stats().query_joined == 0:
-        pass
+    until(lambda: embeddings.stats().query_joined == 1)
     gate.open()
     assert isinstance(interrupted.error(), KeyboardInterrupt)
     assert joined.result() == model.vector("q")
-
-
-class OnlyAsync(Embeddings):
-    def embed_query(self, text: str) -> list[float]:
-        raise NotImplementedError
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        raise NotImplementedError
-
-    async def aembed_query(self, text: str) -> list[float]:
-        return [float(len(text))]
-
-
-async def test_a_model_with_only_an_async_side(wrap: Wrap) -> None:
-    embeddings = wrap(OnlyAsync(), attempts=1)
-    await embeddings.aprefetch("prefetched")
-    assert await embeddings.aembed_query("prefetched") == [10.0]
-    assert await embeddings.aembed_query("missed") == [6.0]
-    embeddings.prefetch("in a thread")
-    assert await embeddings.aembed_query("in a thread") == [11.0]
 
 
 def test_a_batch_with_too_few_vectors_fails(manual: Manual) -> None:

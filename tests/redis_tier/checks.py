@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from tests.redis_tier.server import HANG
@@ -28,11 +27,3 @@ def assert_nothing_left(
         if thread.name.startswith("prefetch-embeddings-redis"):
             thread.join(HANG)
             assert not thread.is_alive(), f"{thread.name} was left running"
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Assert that a callable comes true; for what nothing can be waited on."""
-    end = time.monotonic() + HANG
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+from tests.helpers import until
 from tests.redis_tier.models import CountingModel, ModelError, vector_of
 from tests.redis_tier.server import HANG, RedisServer, free_port
 
@@ -94,8 +95,7 @@ def test_time_to_live(
     assert embeddings.flush(HANG)
     with server.client() as client:
         if expected == -2:
-            while client.keys():
-                pass
+            until(lambda: not client.keys())
             return
         [key] = client.keys()
         assert expected - 60_000 <= client.pttl(key) <= expected
@@ -302,8 +302,7 @@ def test_a_cluster(model: CountingModel, cached: Any) -> None:
     try:
         with node.client() as client:
             client.execute_command("CLUSTER ADDSLOTSRANGE 0 16383")
-            while client.cluster("info")["cluster_state"] != "ok":
-                pass
+            until(lambda: client.cluster("info")["cluster_state"] == "ok")
         with redis.RedisCluster(host="127.0.0.1", port=node.port) as cluster:
             for single_flight in (False, True):
                 model_id = str(single_flight)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.redis_tier.checks import eventually
+from tests.helpers import until
 from tests.redis_tier.models import CountingModel, vector_of
 from tests.redis_tier.server import HANG, RedisServer
 
@@ -32,7 +32,7 @@ def test_loops_opened_and_closed_leave_no_connection(
     before = server.connections()
     for _ in range(20):
         assert asyncio.run(embeddings.aembed_query("text")) == vector_of("text")
-        eventually(lambda: server.connections() == before)
+        until(lambda: server.connections() == before)
     assert embeddings.stats().errors == 0
     assert embeddings.stats().hits == 20
     assert embeddings._async_transport._of_loop == {}
@@ -100,7 +100,7 @@ def test_closing_reaches_other_loops(
     thread.start()
     assert asked.wait(HANG)
     embeddings.close()
-    eventually(lambda: server.connections() == before)
+    until(lambda: server.connections() == before)
     done.set()
     thread.join(HANG)
 
@@ -305,6 +305,8 @@ class _MuteTls:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._mute = threading.Event()
+        self._silent = threading.Semaphore(0)  # released by each connection once it is
+        self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -330,12 +332,14 @@ class _MuteTls:
                         if not (data := source.recv(65536)):
                             return
                         sink.sendall(data)
+            self._silent.release()
             self._ended.wait(HANG)
 
-    _ended = threading.Event()
-
     def mute(self) -> None:
+        """Return once no connection will answer any more."""
         self._mute.set()
+        for _ in self._threads[1:]:
+            assert self._silent.acquire(timeout=HANG)
 
     def close(self) -> None:
         self._mute.set()

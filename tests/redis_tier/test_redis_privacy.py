@@ -11,7 +11,7 @@ import pytest
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from prefetch_embeddings.redis_tier.stats import RedisCacheEvent
 from prefetch_embeddings.redis_tier.stats import RedisCacheEventKind as Kind
-from tests.redis_tier.checks import eventually
+from tests.helpers import until
 from tests.redis_tier.models import CountingModel, ModelError, vector_of
 from tests.redis_tier.server import HANG, RedisServer
 
@@ -108,7 +108,7 @@ def test_the_breaker_tells_when_it_closes(
         embeddings.embed_query("text")
         return Kind.BREAKER_CLOSED in [event.kind for event in events]
 
-    eventually(closed)
+    until(closed)
 
 
 def test_snapshots_subtract_and_do_not_change(cached: Any, model: CountingModel) -> None:

@@ -18,7 +18,7 @@ from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from prefetch_embeddings.redis_tier import lease
 from prefetch_embeddings.redis_tier.transport import MAX_BLOCKED, MAX_HELPERS
-from tests.redis_tier.checks import eventually
+from tests.helpers import until
 from tests.redis_tier.fleet import PROCESSES, Fleet
 from tests.redis_tier.models import CountingModel, ModelError, vector_of
 from tests.redis_tier.server import HANG, RedisServer
@@ -60,7 +60,7 @@ def fleet(server: RedisServer) -> Iterator[Callable[..., Fleet]]:
     yield make
     for one in made:
         one.close()
-    eventually(lambda: server.connections() == 0)
+    until(lambda: server.connections() == 0)
 
 
 def test_eight_processes_one_text_one_call(fleet: Callable[..., Fleet]) -> None:
@@ -103,7 +103,7 @@ def test_waiters_are_woken_by_the_vector(cached: Any, server: RedisServer) -> No
     assert model.entered.acquire(timeout=HANG)
     for thread in threads[1:]:
         thread.start()
-    eventually(lambda: waiter.stats().waited == 2)
+    until(lambda: waiter.stats().waited == 2)
     model.gate.set()
     for thread in threads:
         thread.join(HANG)
@@ -123,7 +123,7 @@ def test_coroutines_and_threads_wait_for_each_other(cached: Any) -> None:
         assert await asyncio.to_thread(model.entered.acquire, timeout=HANG)
         second = asyncio.create_task(waiter.aembed_query("text"))
         third = asyncio.create_task(asyncio.to_thread(waiter.embed_query, "text"))
-        await asyncio.to_thread(eventually, lambda: waiter.stats().waited == 2)
+        await asyncio.to_thread(until, lambda: waiter.stats().waited == 2)
         model.gate.set()
         assert list(await asyncio.gather(first, second, third)) == [vector_of("text")] * 3
 
@@ -150,7 +150,7 @@ def test_an_owner_whose_model_fails_releases_the_waiters_at_once(cached: Any) ->
     assert model.entered.acquire(timeout=HANG)
     for thread in threads[1:]:
         thread.start()
-    eventually(lambda: waiter.stats().waited == 3)
+    until(lambda: waiter.stats().waited == 3)
     model.gate.set()
     for thread in threads:
         thread.join(HANG)
@@ -181,9 +181,9 @@ def test_nobody_waits_twice(cached: Any) -> None:
     threads[0].start()
     assert failing.entered.acquire(timeout=HANG)
     threads[1].start()
-    eventually(lambda: second.stats().waited == 1)
+    until(lambda: second.stats().waited == 1)
     threads[2].start()
-    eventually(lambda: third.stats().waited == 1)
+    until(lambda: third.stats().waited == 1)
     failing.gate.set()
     assert slow.entered.acquire(timeout=HANG)
     threads[2].join(HANG)  # although the second is still at it
@@ -208,7 +208,7 @@ async def test_a_cancelled_owner_releases_the_waiters(cached: Any) -> None:
     first = asyncio.create_task(owner.aembed_query("text"))
     await asyncio.wait_for(model.entered.wait(), HANG)
     second = asyncio.create_task(waiter.aembed_query("text"))
-    await asyncio.to_thread(eventually, lambda: waiter.stats().waited == 1)
+    await asyncio.to_thread(until, lambda: waiter.stats().waited == 1)
     first.cancel()
     assert await asyncio.wait_for(second, HANG) == vector_of("text")
     await asyncio.gather(owner.aclose(), waiter.aclose())
@@ -223,7 +223,7 @@ def test_a_cancelled_waiter_disturbs_nobody(cached: Any, server: RedisServer) ->
         first = asyncio.create_task(owner.aembed_query("text"))
         assert await asyncio.to_thread(model.entered.acquire, timeout=HANG)
         second, third = (asyncio.create_task(waiter.aembed_query("text")) for _ in range(2))
-        await asyncio.to_thread(eventually, lambda: waiter.stats().waited == 2)
+        await asyncio.to_thread(until, lambda: waiter.stats().waited == 2)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
@@ -245,7 +245,7 @@ def test_redis_that_dies_while_one_waits(cached: Any, fragile_server: RedisServe
     threads[0].start()
     assert model.entered.acquire(timeout=HANG)
     threads[1].start()
-    eventually(lambda: waiter.stats().waited == 1)
+    until(lambda: waiter.stats().waited == 1)
     fragile_server.kill()
     threads[1].join(HANG)
     assert results == [vector_of("text")]  # the owner still is at it
@@ -276,7 +276,7 @@ def test_nothing_is_left_in_redis_but_the_vector(cached: Any, server: RedisServe
     embeddings.embed_query("text")
     assert embeddings.flush(HANG)
     with server.client() as client:
-        eventually(lambda: client.keys() == [embeddings._slot("query", "text").key.encode()])
+        until(lambda: client.keys() == [embeddings._slot("query", "text").key.encode()])
 
 
 def test_a_prefetch_here_is_joined_by_a_query_there(cached: Any) -> None:
@@ -290,7 +290,7 @@ def test_a_prefetch_here_is_joined_by_a_query_there(cached: Any) -> None:
     results: list[list[float]] = []
     thread = threading.Thread(target=lambda: results.append(there.embed_query("text")))
     thread.start()
-    eventually(lambda: there_tier.stats().waited == 1)
+    until(lambda: there_tier.stats().waited == 1)
     model.gate.set()
     thread.join(HANG)
     assert results == [vector_of("text")]
@@ -314,7 +314,7 @@ def test_a_ready_made_client_with_a_short_timeout_still_waits(
         threads[0].start()
         assert model.entered.acquire(timeout=HANG)
         threads[1].start()
-        eventually(lambda: waiter.stats().waited_seconds > 0.5)  # several slices
+        until(lambda: waiter.stats().waited_seconds > 0.5)  # several slices
         model.gate.set()
         for thread in threads:
             thread.join(HANG)
@@ -347,7 +347,7 @@ def test_a_url_with_a_short_timeout_still_waits(
 
     waiting = threading.Thread(target=ask)
     waiting.start()
-    eventually(lambda: waiter.stats().waited)
+    until(lambda: waiter.stats().waited)
     model.gate.set()
     for thread in (owning, waiting):
         thread.join(HANG)

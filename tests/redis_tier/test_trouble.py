@@ -17,7 +17,7 @@ from prefetch_embeddings.existing import CacheBackedEmbeddingsCache, RedisVLEmbe
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from prefetch_embeddings.redis_tier import deadline, transport
 from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
-from tests.redis_tier.checks import eventually
+from tests.helpers import until
 from tests.redis_tier.models import CountingModel, vector_of
 from tests.redis_tier.server import HANG, Proxy, RedisServer
 
@@ -68,7 +68,7 @@ def test_nobody_listens(cached: Any, model: CountingModel, refusing_port: int, f
     assert stats.errors >= 3
     assert stats.skipped >= 1  # the breaker is open
     assert (stats.hits, stats.hits + stats.misses + stats.skipped) == (0, 12)
-    eventually(lambda: embeddings.stats().writes_dropped == 12)
+    until(lambda: embeddings.stats().writes_dropped == 12)
 
 
 def test_a_paused_server_costs_the_timeout_and_then_nothing(
@@ -103,7 +103,7 @@ def test_after_a_pause_hits_come_back(
         # A vector that still waits to be written is a hit as well, whatever Redis does.
         return bool((embeddings.stats() - before).hits) and embeddings._breaker.closed
 
-    eventually(hit)
+    until(hit)
 
 
 def test_killed_and_restarted_under_load(
@@ -123,12 +123,12 @@ def test_killed_and_restarted_under_load(
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
         thread.start()
-    eventually(lambda: embeddings.stats().hits > 100)
+    until(lambda: embeddings.stats().hits > 100)
     fragile_server.kill()
-    eventually(lambda: embeddings.stats().skipped > 10)
+    until(lambda: embeddings.stats().skipped > 10)
     fragile_server.start()
     hits = embeddings.stats().hits
-    eventually(lambda: embeddings.stats().hits > hits + 100)
+    until(lambda: embeddings.stats().hits > hits + 100)
     stop.set()
     for thread in threads:
         thread.join(HANG)
@@ -154,7 +154,7 @@ def test_an_answer_that_drips_in_is_given_up_as_a_whole(
     """Each byte arrives well within any socket timeout; only all of them do not."""
     cached(model).embed_query("text")
     with server.client() as direct:
-        eventually(direct.dbsize)
+        until(direct.dbsize)
     proxy.drip = 0.05
     options: dict[str, Any] = {"port": proxy.port, "decode_responses": True}
     if how == "url":
@@ -636,7 +636,7 @@ def test_connections_that_a_firewall_forgot_cost_one_timeout(
 ) -> None:
     cached(model).embed_query("text")
     with server.client() as direct:
-        eventually(direct.dbsize)
+        until(direct.dbsize)
     embeddings = cached(model, proxy.url)
 
     async def burst() -> None:
