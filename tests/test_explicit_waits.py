@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 from langchain_core.embeddings import Embeddings
 
-from prefetch_embeddings import PrefetchingEmbeddings
+from prefetch_embeddings import PrefetchEvent, PrefetchFailed, PrefetchingEmbeddings
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
-from tests.helpers import Call
+from tests.helpers import PATIENCE, Call, auntil
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 Manual = Callable[..., ManualPrefetchingEmbeddings]
@@ -152,3 +152,20 @@ async def test_aprefetch_takes_a_worker_where_anything_below_needs_a_thread(
     assert await embeddings.await_for_prefetch("q", 60.0)
     [thread] = threads
     assert thread.name.startswith("prefetch-embeddings") == in_a_worker
+
+
+async def test_it_runs_while_its_failed_attempt_is_still_leaving(wrap: Wrap) -> None:
+    model = NotingCallers()
+    failing, leaving = threading.Event(), threading.Event()
+
+    def linger(event: PrefetchEvent) -> None:  # in the worker, in the context of the prefetch
+        if isinstance(event, PrefetchFailed):
+            failing.set()
+            leaving.wait(PATIENCE)
+
+    embeddings = wrap(model, on_event=linger)
+    model.fail("q", ConnectionError())
+    embeddings.prefetch("q")
+    await auntil(failing.is_set)
+    assert await embeddings.await_for_prefetch("q")
+    leaving.set()

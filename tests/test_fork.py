@@ -18,7 +18,7 @@ import pytest
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome, PrefetchStats, waits
 from prefetch_embeddings.testing import Gate, ScriptedEmbeddings, assert_no_leaks
-from tests.helpers import until
+from tests.helpers import PATIENCE, Call, until
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork"),
@@ -331,3 +331,35 @@ def test_a_closed_wrapper_stays_closed_in_the_child(wrap: Wrap, model: LockFreeE
         assert embeddings.embed_query("one") == model.vector("one")
 
     in_child(check)
+
+
+@pytest.mark.parametrize("how", ["prefetch", "wait_for_prefetch"])
+def test_a_worker_whose_model_forks_ends_with_its_call_in_the_child(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("prefetch_embeddings.workers.IDLE_SECONDS", 1000.0)
+    pids: list[int] = []
+
+    class Forking(ScriptedEmbeddings):
+        def embed_query(self, text: str) -> list[float]:
+            if text == "forking":
+                pids.append(os.fork())
+            return super().embed_query(text)
+
+    model = Forking()
+    with PrefetchingEmbeddings(model, max_workers=1) as embeddings:
+        gate = model.hold("first")
+        if how == "wait_for_prefetch":  # which runs it beside the busy worker
+            embeddings.prefetch("first")
+            gate.wait_until_entered()
+        embeddings.prefetch("forking")
+        assert embeddings.wait_for_prefetch("forking", None if "wait" in how else PATIENCE)
+        gate.open()
+    [pid] = pids
+    try:
+        _, status = Call(os.waitpid, pid, 0).result()
+        assert os.waitstatus_to_exitcode(status) == 0
+    except AssertionError:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    assert_no_leaks(embeddings)

@@ -318,7 +318,7 @@ def test_a_key_that_cannot_be_hashed_starts_nothing_of_a_batch(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("way", ["fails in a worker", "is run by a wait"])
 def test_a_prefetch_that_returns_in_a_forked_child_leaves_no_trace_there(
-    manual: Manual, way: str
+    manual: Manual, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     pids: list[int] = []
 
@@ -333,6 +333,8 @@ def test_a_prefetch_that_returns_in_a_forked_child_leaves_no_trace_there(
     embeddings = manual(Forking())
     embeddings.prefetch("q")
     if way == "is run by a wait":
+        monkeypatch.setattr(embeddings._runner, "_aside", embeddings.executor)
+        embeddings.executor.refusing = True  # no thread can be had: it runs in this one
         embeddings.wait_for_prefetch("q")
     else:
         embeddings.executor.run_next()

@@ -206,7 +206,7 @@ class FlightRunner(Generic[V]):
         try:
             with waits.waiting_for(flight, mine=mine):
                 if mine:
-                    self._run(flight, flight.context, aside=True)
+                    self._run(flight, _context_of(flight), aside=True)
                 handed_over = True
                 if flight.loop is None or flight.loop is not loops.running_loop():
                     self._join(flight, timeout, mine=mine)
@@ -229,7 +229,7 @@ class FlightRunner(Generic[V]):
         try:
             with waits.waiting_for(flight, mine=mine):
                 if mine:
-                    self._launch(flight, loop, flight.context)
+                    self._launch(flight, loop, _context_of(flight))
                 await self._ajoin(flight, timeout, mine=mine)
         except GeneratorExit:
             self._flights.leave_later(flight, flight.text, 0.0, End.GONE)
@@ -320,11 +320,9 @@ class FlightRunner(Generic[V]):
         flights = self._flights.claim(job.flights if isinstance(job, Batch) else (job,))
         if not flights:
             return
-        context = flights[0].context
+        context = _context_of(flights[0]) or contextvars.Context()
         try:
-            (contextvars.Context() if context is None else context).run(
-                self._attempt, flights, together=isinstance(job, Batch)
-            )
+            context.run(self._attempt, flights, together=isinstance(job, Batch))
         except BaseException:  # noqa: BLE001 - whatever it is, no flight may stay unfinished
             for flight in flights:
                 self._flights.abandon(flight)
@@ -724,6 +722,12 @@ def _cancel_tasks(flight: Flight[Any]) -> None:
         if task is not current:
             with suppress(RuntimeError):  # its loop has closed
                 task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+def _context_of(flight: Flight[Any]) -> contextvars.Context | None:
+    """Return a context to run a flight in: a copy, for its last attempt may still be in another."""
+    context = flight.context
+    return None if context is None else context.copy()
 
 
 def _pause(flight: Flight[Any]) -> float:

@@ -131,8 +131,11 @@ class WorkerPool:
         return True
 
     def _work(self) -> None:
-        while True:
-            with self._lock:
+        lock = self._lock
+        while (
+            self._lock is lock
+        ):  # else a job has forked, and this is the child, and its last thread
+            with lock:
                 if self._jobs:
                     job, run = self._jobs.popitem(last=False)
                 elif self._closed:
