@@ -160,37 +160,31 @@ def test_an_owner_whose_model_fails_releases_the_waiters_at_once(cached: Any) ->
 
 
 def test_nobody_waits_twice(cached: Any) -> None:
-    """Where the next owner is slow, too, the others call for themselves."""
-    failing, slow = GatedModel(), GatedModel()
+    """Where the next owner is slow, too, whichever that is, the others call for themselves."""
+    failing, *slow = GatedModel(), GatedModel(), GatedModel()
     failing.failing = {"text"}
-    first, second, third = (
-        cached(model, single_flight=True, lease=10 * HANG)
-        for model in (failing, slow, CountingModel())
-    )
-    outcomes: list[str] = []
+    tiers = [cached(model, single_flight=True, lease=10 * HANG) for model in (failing, *slow)]
+    answers: list[list[float]] = []
 
-    def ask(name: str, tier: RedisCachedEmbeddings) -> None:
+    def ask(tier: RedisCachedEmbeddings) -> None:
         with contextlib.suppress(ModelError):
             tier.embed_query("text")
             outcomes.append(name)
 
-    threads = [
-        threading.Thread(target=ask, args=(name, tier))
-        for name, tier in (("first", first), ("second", second), ("third", third))
-    ]
+    threads = [threading.Thread(target=ask, args=(tier,)) for tier in tiers]
     threads[0].start()
     assert failing.entered.acquire(timeout=HANG)
-    threads[1].start()
-    until(lambda: second.stats().waited == 1)
-    threads[2].start()
-    until(lambda: third.stats().waited == 1)
+    for thread in threads[1:]:
+        thread.start()
+    until(lambda: sum(tier.stats().waited for tier in tiers) == 2)
     failing.gate.set()
-    assert slow.entered.acquire(timeout=HANG)
-    threads[2].join(HANG)  # although the second is still at it
-    assert outcomes == ["third"]
-    slow.gate.set()
-    threads[1].join(HANG)
-    assert outcomes == ["third", "second"]
+    for model in slow:
+        assert model.entered.acquire(timeout=HANG), "it waits for the other"
+    for model in slow:
+        model.gate.set()
+    for thread in threads:
+        thread.join(HANG)
+    assert answers == [vector_of("text")] * 2
 
 
 async def test_a_cancelled_owner_releases_the_waiters(cached: Any) -> None:
