@@ -18,6 +18,7 @@ from prefetch_embeddings.codec import CorruptValueError, Role
 from prefetch_embeddings.model_id import derive_dimensions, derive_model_id
 from prefetch_embeddings.redis_tier import async_connections, deadline, lease
 from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
+from prefetch_embeddings.redis_tier.lease import can_share_a_slot
 from prefetch_embeddings.redis_tier.stats import (
     RedisCacheEvent,
     RedisCacheStats,
@@ -148,7 +149,8 @@ class RedisCachedEmbeddings(Embeddings):
 
     Raises:
         ValueError: Neither `url` nor a client is given, or both; no `model_id` where it cannot be
-            derived; a duration that is not positive.
+            derived; a duration that is not positive; with `single_flight`, a prefix with a closing
+            brace that ends no hash tag.
     """
 
     def __init__(
@@ -174,6 +176,8 @@ class RedisCachedEmbeddings(Embeddings):
         for name, seconds in (("ttl", ttl), ("timeout", timeout), ("lease", lease)):
             if seconds is not None and not 0 < seconds < math.inf:
                 raise ValueError(f"{name} must be positive and finite, in seconds")
+        if single_flight and not can_share_a_slot(prefix):
+            raise ValueError("a prefix with a closing brace must have a hash tag, as in {tag}")
         self.underlying_embeddings = underlying_embeddings
         if model_id is None:
             model_id = derive_model_id(underlying_embeddings)

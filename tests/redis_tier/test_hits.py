@@ -362,6 +362,7 @@ def test_a_ttl_may_be_none_but_the_others_may_not(model: CountingModel) -> None:
 def test_attributes_that_are_not_there_are_missing(cached: Any, model: CountingModel) -> None:
     embeddings = cached(model)
     assert embeddings.underlying_embeddings is model
+        ({"url": "redis://x", "single_flight": True, "prefix": "a}b"}, "hash tag"),
     assert not hasattr(embeddings, "queries")
 
 

@@ -362,10 +362,19 @@ def test_no_wait_lasts_for_ever(seconds: float) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["plain", "{tag}", "a{tag}b", "open{", "{open", "app:{x}:{y}"])
+    assert lease.can_share_a_slot(prefix)
 def test_the_keys_of_a_lease_share_a_slot_of_the_cluster(prefix: str) -> None:
     key = f"{prefix}:query:0123"
     command = lease.Lease(key, "token").leave(b"", None)
     assert len({key_slot(str(name).encode()) for name in command[3:6]}) == 1
+
+@pytest.mark.parametrize("prefix", ["closed}", "a{}b", "}{"])
+def test_prefixes_under_which_they_would_not(prefix: str) -> None:
+    assert not lease.can_share_a_slot(prefix)
+    key = f"{prefix}:query:0123"
+    command = lease.Lease(key, "token").leave(b"", None)
+    assert len({key_slot(str(name).encode()) for name in command[3:6]}) > 1
+
 
 
 async def test_waiters_beyond_the_threads_for_them_leave_the_others_theirs(

@@ -86,6 +86,11 @@ class OtherOwner:
         return ("BLMOVE", wake_key, wake_key, "LEFT", "RIGHT", f"{max(seconds, 0.001):.3f}")
 
 
+def can_share_a_slot(prefix: str) -> bool:
+    """Return whether in a cluster all keys of one script can share a slot under `prefix`."""
+    return "}" not in prefix or _HASH_TAG.match(prefix) is not None
+
+
 def new_token() -> str:
     """Return a token that no other owner has."""
     return secrets.token_hex(8)
