@@ -16,9 +16,6 @@ import pytest
 
 import prefetch_embeddings
 
-IMPORTED_BY_NAME = ("prefetch_embeddings.existing",)
-"""Modules of which everything without an underscore is public."""
-
 
 def _public_names() -> Iterator[tuple[str, Any]]:
     """Yield each public name with what it is: modules with an `__all__`, and what these list."""
@@ -26,12 +23,6 @@ def _public_names() -> Iterator[tuple[str, Any]]:
     for module_name in ["prefetch_embeddings", *(info.name for info in found)]:
         module = importlib.import_module(module_name)
         names = getattr(module, "__all__", None)
-        if module_name in IMPORTED_BY_NAME:
-            names = [
-                name
-                for name, thing in vars(module).items()
-                if not name.startswith("_") and getattr(thing, "__module__", "") == module_name
-            ]
         if names is not None:
             yield module_name, module
             for name in names:

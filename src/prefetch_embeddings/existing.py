@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from prefetch_embeddings.redis_tier.transport import Command
 
+__all__ = ["CacheBackedEmbeddingsCache", "ExistingCache", "RedisVLEmbeddingsCache"]
+
 _LANGCHAIN_NAMESPACE: Final = uuid.UUID(int=1985)
 
 
@@ -93,7 +95,7 @@ class CacheBackedEmbeddingsCache(ExistingCache):
 
     def command(self, text: str) -> Command:
         """Return the Redis command that fetches the entry of `text`."""
-        return ("GET", self._store_prefix + self._key(text))
+        return ("GET", (self._store_prefix + self._key(text)).encode())
 
     def vector(self, text: str, reply: Any) -> list[float] | None:  # noqa: ARG002 - not in the entry
         """Return the vector in `reply`, None if there is no entry."""
