@@ -632,19 +632,18 @@ class RedisCachedEmbeddings(Embeddings):
     def _keep(self, slot: _Slot, vector: Sequence[float], held: Lease | None = None) -> list[float]:
         """Have `vector` stored behind the reply; return a copy for the caller."""
         try:
-            mine = list(vector)
-            stored = codec.snapshot(mine)
+            stored = codec.snapshot(vector)
         except (TypeError, ValueError, OverflowError):  # not a vector: none of our business
             self._give_up(slot, held)
             return cast("list[float]", vector)
-        self._learn_length(mine)
+        self._learn_length(stored)
         self._put(slot, stored, held)
-        return mine
+        return stored.tolist()
 
     def _put(self, slot: _Slot, vector: array[float] | None, held: Lease | None = None) -> None:
         self._writer.put(Write(slot.key, slot.digest, vector, held))
 
-    def _learn_length(self, vector: Sequence[float]) -> None:
+    def _learn_length(self, vector: array[float]) -> None:
         """Note the length of the model's vectors: a value of another one does not check."""
         if self._length is None:
             self._length = len(vector)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 import redis.asyncio
@@ -60,6 +61,21 @@ def test_each_caller_gets_a_list_of_its_own(cached: Any, model: CountingModel) -
     first, second = embeddings.embed_documents(["a", "a"])
     assert first == second
     assert first is not second
+
+
+def test_the_numbers_are_floats_also_on_a_miss(cached: Any) -> None:
+    """Some models return numpy's; callers should not have to tell a hit by the type."""
+
+    class NumpyModel(CountingModel):
+        def _embed(self, text: str, role: str) -> list[float]:
+            return list(np.array(super()._embed(text, role), dtype=np.float32))
+
+    embeddings = cached(NumpyModel())
+    for _ in range(2):
+        [number, *_] = embeddings.embed_query("text")
+        assert type(number) is float
+    [[number, *_]] = embeddings.embed_documents(["text"])
+    assert type(number) is float
 
 
 def test_a_list_that_the_model_keeps_is_not_handed_out(cached: Any, model: CountingModel) -> None:
@@ -346,6 +362,7 @@ def test_after_closing_the_model_answers(cached: Any, model: CountingModel) -> N
         ({"url": "redis://x", "ttl": 0.0}, "ttl"),
         ({"url": "redis://x", "lease": -1.0}, "lease"),
         ({"url": "nonsense://x"}, "schemes"),
+        ({"url": "redis://x", "single_flight": True, "prefix": "a}b"}, "hash tag"),
     ],
 )
 def test_wrong_arguments(model: CountingModel, arguments: dict[str, Any], message: str) -> None:
@@ -362,7 +379,6 @@ def test_a_ttl_may_be_none_but_the_others_may_not(model: CountingModel) -> None:
 def test_attributes_that_are_not_there_are_missing(cached: Any, model: CountingModel) -> None:
     embeddings = cached(model)
     assert embeddings.underlying_embeddings is model
-        ({"url": "redis://x", "single_flight": True, "prefix": "a}b"}, "hash tag"),
     assert not hasattr(embeddings, "queries")
 
 
