@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from prefetch_embeddings.redis_tier.lease import Lease
     from prefetch_embeddings.redis_tier.transport import Command
 
-MGET_KEYS: Final = 128
-"""Keys of one request, so that a large batch keeps what came in time."""
+PIPELINE: Final = 128
+"""Commands of one request, so that a large batch keeps what came in time."""
 
 UPSTREAM_TEXTS: Final = 100
 """Texts of one call to a model that does not say how many it sends at once."""
@@ -302,7 +302,7 @@ class RedisCachedEmbeddings(Embeddings):
         if kwargs or self._transport is None or not texts or self._bypassed(*texts):
             return model.embed_documents(texts, **kwargs)
         slots = [self._slot("document", text) for text in texts]
-        vectors = self._run(self._lookup_batch(slots, cluster=self._transport.cluster))
+        vectors = self._run(self._lookup_batch(slots))
         for batch in self._batches(slots, vectors):
             answer = model.embed_documents([slot.text for slot in batch])
             self._keep_batch(batch, answer, vectors)
@@ -326,7 +326,7 @@ class RedisCachedEmbeddings(Embeddings):
         if kwargs or not texts or self._bypassed(*texts):
             return await model.aembed_documents(texts, **kwargs)
         slots = [self._slot("document", text) for text in texts]
-        vectors = await self._arun(self._lookup_batch(slots, cluster=self._async_transport.cluster))
+        vectors = await self._arun(self._lookup_batch(slots))
         for batch in self._batches(slots, vectors):
             answer = await model.aembed_documents([slot.text for slot in batch])
             self._keep_batch(batch, answer, vectors)
@@ -434,7 +434,7 @@ class RedisCachedEmbeddings(Embeddings):
         self._recorder.looked_up(Kind.MISS if found.vector is None else Kind.HIT)
         return found
 
-    def _lookup_batch(self, slots: Sequence[_Slot], *, cluster: bool) -> _BatchSteps:
+    def _lookup_batch(self, slots: Sequence[_Slot]) -> _BatchSteps:
         """Find those vectors that are there."""
         slots = list(dict.fromkeys(slots))
         vectors = {}
@@ -443,19 +443,16 @@ class RedisCachedEmbeddings(Embeddings):
                 vectors[slot] = vector
         unknown = [slot for slot in slots if slot not in vectors]
         unanswered = Kind.MISS
-        for start in range(0, len(unknown), MGET_KEYS):
-            some = unknown[start : start + MGET_KEYS]
-            keys = [slot.key for slot in some]
-            # The keys of one MGET must share a slot of the cluster, and these do not.
-            reply = yield _Request([("GET", key) for key in keys] if cluster else [("MGET", *keys)])
+        for start in range(0, len(unknown), PIPELINE):
+            some = unknown[start : start + PIPELINE]
+            # Not one MGET: in a cluster its keys must share a slot, and for a key that holds
+            # something else than a string it says the same as for one that holds nothing.
+            reply = yield _Request([("GET", slot.key) for slot in some])
             if isinstance(reply, _NoReply):
                 if start == 0:
                     unanswered = reply.kind
                 break
-            values = reply if cluster else reply[0]
-            if not isinstance(values, list) or len(values) != len(some):
-                values = [b""] * len(some)  # somebody else's answer: none of it checks
-            for slot, value in zip(some, values, strict=True):
+            for slot, value in zip(some, reply, strict=True):
                 vector, _ = self._judge(slot, value)
                 if vector is not None:
                     vectors[slot] = vector
@@ -472,8 +469,8 @@ class RedisCachedEmbeddings(Embeddings):
         for cache in self._read_through:
             asked = {s: self._command(cache, s) for s in slots if s not in vectors}
             askable = [(slot, command) for slot, command in asked.items() if command]
-            for start in range(0, len(askable), MGET_KEYS):
-                some = askable[start : start + MGET_KEYS]
+            for start in range(0, len(askable), PIPELINE):
+                some = askable[start : start + PIPELINE]
                 reply = yield _Request([command for _, command in some])
                 if isinstance(reply, _NoReply):
                     return vectors
