@@ -417,11 +417,11 @@ class RedisCachedEmbeddings(Embeddings):
         """Find one vector, or else the right to make the call."""
         vector = self._writer.find(slot.key)
         if vector is not None:
-            self._recorder.looked_up(Kind.HIT)
+            self._recorder.count(Kind.HIT)
             return _Found(vector)
         reply = yield _Request([("GET", slot.key)])
         if isinstance(reply, _NoReply):
-            self._recorder.looked_up(reply.kind)
+            self._recorder.count(reply.kind)
             return _NOTHING
         vector, corrupt = self._judge(slot, reply[0])
         found = _NOTHING if vector is None else _Found(vector)
@@ -431,7 +431,7 @@ class RedisCachedEmbeddings(Embeddings):
                 found = _Found(older[slot])
             elif self._single_flight:
                 found = yield from self._join_flight(slot, ignore_value=corrupt)
-        self._recorder.looked_up(Kind.MISS if found.vector is None else Kind.HIT)
+        self._recorder.count(Kind.MISS if found.vector is None else Kind.HIT)
         return found
 
     def _lookup_batch(self, slots: Sequence[_Slot]) -> _BatchSteps:
@@ -459,8 +459,8 @@ class RedisCachedEmbeddings(Embeddings):
         else:
             missing = [slot for slot in unknown if slot not in vectors]
             vectors.update((yield from self._lookup_existing(missing)))
-        self._recorder.looked_up(Kind.HIT, len(vectors))
-        self._recorder.looked_up(unanswered, len(slots) - len(vectors))
+        self._recorder.count(Kind.HIT, len(vectors))
+        self._recorder.count(unanswered, len(slots) - len(vectors))
         return vectors
 
     def _lookup_existing(self, slots: Sequence[_Slot]) -> _BatchSteps:
@@ -478,7 +478,7 @@ class RedisCachedEmbeddings(Embeddings):
                     vector = self._carry_over(cache, slot, entry)
                     if vector is not None:
                         vectors[slot] = vector
-        self._recorder.looked_up(Kind.CARRIED_OVER, len(vectors))
+        self._recorder.count(Kind.CARRIED_OVER, len(vectors))
         return vectors
 
     def _join_flight(self, slot: _Slot, *, ignore_value: bool) -> _Steps:
@@ -494,7 +494,7 @@ class RedisCachedEmbeddings(Embeddings):
         state = self._joined(slot, token, (yield join))
         if not isinstance(state, lease.OtherOwner):
             return state
-        self._recorder.looked_up(Kind.WAITED)
+        self._recorder.count(Kind.WAITED)
         owner, left = state, min(state.seconds, self._lease_seconds)
         while left > 0:
             blocked = min(left, self._longest_block)
@@ -601,7 +601,7 @@ class RedisCachedEmbeddings(Embeddings):
             if self._length and len(vector) != self._length:
                 raise CorruptValueError("another dimension than the model's")
         except CorruptValueError:
-            self._recorder.looked_up(Kind.CORRUPT)
+            self._recorder.count(Kind.CORRUPT)
             return None, True
         return vector, False
 
@@ -620,7 +620,7 @@ class RedisCachedEmbeddings(Embeddings):
             vector = cache.vector(slot.text, entry)
             stored = None if vector is None else codec.snapshot(vector)
         except Exception:  # noqa: BLE001 - also one that its reader did not expect
-            self._recorder.looked_up(Kind.CORRUPT)
+            self._recorder.count(Kind.CORRUPT)
             return None
         if stored is not None:
             self._put(slot, stored)

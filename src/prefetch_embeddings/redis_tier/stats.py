@@ -112,7 +112,7 @@ class RedisRecorder:
         with self._lock:
             return RedisCacheStats(**self._counts)
 
-    def looked_up(self, kind: RedisCacheEventKind, count: int = 1) -> None:
+    def count(self, kind: RedisCacheEventKind, count: int = 1) -> None:
         """Note what became of `count` texts or vectors."""
         if count:
             name = _COUNTED[kind]

@@ -202,7 +202,7 @@ class Writer:
                 stored.append(write)
         if refused:
             self._recorder.failed(error, 0.0)  # one request, one error
-        self._recorder.looked_up(Kind.WRITTEN, _vectors(stored))
+        self._recorder.count(Kind.WRITTEN, _vectors(stored))
         self._count_dropped(refused)
 
     def _failed(self, batch: Sequence[Write], error: Exception) -> None:
@@ -219,7 +219,7 @@ class Writer:
         self._finished(waiting)
 
     def _count_dropped(self, batch: Sequence[Write]) -> None:
-        self._recorder.looked_up(Kind.WRITE_DROPPED, _vectors(batch))
+        self._recorder.count(Kind.WRITE_DROPPED, _vectors(batch))
 
     def _finished(self, batch: Sequence[Write]) -> None:
         with self._changed:
