@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
+from prefetch_embeddings import workers
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -87,12 +89,14 @@ async def _resolve(host: str, port: int) -> list[str]:
     addresses: Future[list[str]] = Future()
     addresses.set_running_or_notify_cancel()  # whoever waits may leave, the thread goes on
     try:
-        threading.Thread(
-            target=_look_up,
-            args=(host, port, addresses, _resolving),
-            name="prefetch-embeddings-redis-resolver",
-            daemon=True,
-        ).start()
+        workers.start(
+            threading.Thread(
+                target=_look_up,
+                args=(host, port, addresses, _resolving),
+                name="prefetch-embeddings-redis-resolver",
+                daemon=True,
+            )
+        )
     except BaseException:
         _resolving.release()
         raise

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 from redis.connection import SSLConnection, UnixDomainSocketConnection
 
+from prefetch_embeddings import workers
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
@@ -119,12 +121,14 @@ def _connect_in_time(connect: Callable[[], socket.socket]) -> DeadlineSocket:
         raise TimeoutError("too many connections are being opened")
     connected: Future[socket.socket] = Future()
     try:
-        threading.Thread(
-            target=_connect,
-            args=(connect, connected, _connecting),
-            name="prefetch-embeddings-redis-connect",
-            daemon=True,
-        ).start()
+        workers.start(
+            threading.Thread(
+                target=_connect,
+                args=(connect, connected, _connecting),
+                name="prefetch-embeddings-redis-connect",
+                daemon=True,
+            )
+        )
     except BaseException:
         _connecting.release()
         raise
