@@ -11,12 +11,12 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar, cast
 
 from langchain_core.embeddings import Embeddings
-from redis.exceptions import MaxConnectionsError, ResponseError
+from redis.exceptions import ResponseError
 
 from prefetch_embeddings import codec, warming
 from prefetch_embeddings.codec import CorruptValueError, Role
 from prefetch_embeddings.model_id import derive_dimensions, derive_model_id
-from prefetch_embeddings.redis_tier import async_connections, deadline, lease
+from prefetch_embeddings.redis_tier import async_connections, deadline, lease, transport
 from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
 from prefetch_embeddings.redis_tier.lease import can_share_a_slot
 from prefetch_embeddings.redis_tier.stats import (
@@ -28,9 +28,9 @@ from prefetch_embeddings.redis_tier.stats import (
     RedisCacheEventKind as Kind,
 )
 from prefetch_embeddings.redis_tier.transport import (
+    NOT_ASKED,
     AsyncOverThreads,
     AsyncTransport,
-    Busy,
     GivenAsyncClient,
     GivenClient,
     OwnAsyncClients,
@@ -129,9 +129,9 @@ class RedisCachedEmbeddings(Embeddings):
         client: Instead of `url`, a client of redis-py, Sentinel and Cluster included. Its own
             timeouts and retries stay, but nobody waits for them longer than `timeout`. To that end
             its commands run on helper threads, which costs some 0.1 ms more than `url` does.
-        async_client: Likewise, for the coroutines of the event loop that it belongs to. With a
-            `client` only, coroutines use that; with an `async_client` only, sync calls go straight
-            to the model.
+        async_client: Likewise, for the coroutines of the event loop that it is first used on. What
+            other loops, forked children and sync calls ask goes through `url` or `client`, and
+            straight to the model where neither is given. With a `client` only, coroutines use that.
         model_id: What identifies the vector space. Needed where the model is not well known; to be
             changed whenever its vectors change.
         ttl: Seconds that a vector stays in Redis from when it was stored. None: for ever.
@@ -227,12 +227,15 @@ class RedisCachedEmbeddings(Embeddings):
         return None if self._client is None else GivenClient(self._client)
 
     def _make_async_transport(self) -> AsyncTransport:
-        if self._async_client is not None:
-            return GivenAsyncClient(self._async_client)
+        without: AsyncTransport | None = None
         if self._url is not None:
-            return OwnAsyncClients(self._url)
-        assert isinstance(self._transport, GivenClient)  # noqa: S101 - one of the three is there
-        return AsyncOverThreads(self._transport)
+            without = OwnAsyncClients(self._url)
+        elif isinstance(self._transport, GivenClient):
+            without = AsyncOverThreads(self._transport)
+        if self._async_client is not None:
+            return GivenAsyncClient(self._async_client, elsewhere=without)
+        assert without is not None  # noqa: S101 - one of the three is there
+        return without
 
     # -- the LangChain interface
 
@@ -388,8 +391,7 @@ class RedisCachedEmbeddings(Embeddings):
                 # Not in the loop's executor, whose threads may all be waiting for retrievers.
                 while not self._writer.flush(0) and time.monotonic() < end:  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
-                if isinstance(self._async_transport, OwnAsyncClients):
-                    await self._async_transport.aclose()
+                await self._async_transport.aclose()
             finally:
                 self._let_go()
 
@@ -571,7 +573,7 @@ class RedisCachedEmbeddings(Embeddings):
         seconds = time.monotonic() - started
         self._recorder.spent(seconds, request.waiting)
         left -= max(0.0, seconds - request.waiting)
-        if isinstance(reply, (Busy, MaxConnectionsError)):
+        if isinstance(reply, NOT_ASKED):
             return _SKIPPED, left
         error = _error_in(reply)
         if error is None:
@@ -712,6 +714,7 @@ def _flush_at_exit() -> None:
 
 def _start_after_fork() -> None:
     deadline.reset_after_fork()
+    transport.reset_after_fork()
     async_connections.reset_after_fork()
     for cache in list(_instances):
         _left_behind.append((cache._transport, cache._async_transport))  # noqa: SLF001

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio
 import trustme
 
 from tests.helpers import until
@@ -189,6 +190,54 @@ async def test_a_fork_on_an_event_loop_leaves_the_parents_connections(
     assert await embeddings.aembed_query("text") == vector_of("text")
     assert (embeddings.stats().hits, embeddings.stats().errors) == (1, 0)
     await embeddings.aclose()
+
+
+async def test_a_forked_child_leaves_the_parents_async_client_alone(
+    cached: Any, model: CountingModel, server: RedisServer
+) -> None:
+    """Its connections are the parent's: each would read the other's answers."""
+    async with redis.asyncio.Redis(port=server.port) as client:
+        embeddings = cached(model, async_client=client)
+        await embeddings.aembed_query("text")
+        assert await asyncio.to_thread(embeddings.flush, HANG)
+
+        def child() -> None:
+            asked_in_parent = len(model.aqueries)
+            thread = threading.Thread(target=asyncio.run, args=(ask(),))
+            thread.start()
+            thread.join(HANG)
+            assert len(model.aqueries) == asked_in_parent + 1
+            stats = embeddings.stats()
+            assert (stats.skipped, stats.writes_dropped, stats.errors) == (1, 1, 0)
+
+        async def ask() -> None:
+            assert await embeddings.aembed_query("text") == vector_of("text")
+
+        in_child(child)
+        for _ in range(5):
+            assert await embeddings.aembed_query("text") == vector_of("text")
+        assert (embeddings.stats().hits, embeddings.stats().errors) == (5, 0)
+        await embeddings.aclose()
+
+
+@pytest.mark.parametrize("besides", ["nothing", "url", "client"])
+async def test_other_loops_do_not_use_the_async_client(
+    cached: Any, model: CountingModel, server: RedisServer, besides: str
+) -> None:
+    with server.client() as sync_client:
+        async with redis.asyncio.Redis(port=server.port) as client:
+            more = {"nothing": {}, "url": {"url": server.url}, "client": {"client": sync_client}}
+            embeddings = cached(model, async_client=client, **more[besides])
+            await embeddings.aembed_query("text")
+            assert await asyncio.to_thread(embeddings.flush, HANG)
+            vector = await asyncio.to_thread(asyncio.run, embeddings.aembed_query("text"))
+            assert vector == vector_of("text")
+            stats = embeddings.stats()
+            hits = 0 if besides == "nothing" else 1
+            assert (stats.hits, stats.skipped, stats.errors) == (hits, 1 - hits, 0)
+            assert await embeddings.aembed_query("text") == vector_of("text")
+            assert embeddings.stats().hits == hits + 1
+            await embeddings.aclose()
 
 
 def test_a_fork_while_another_thread_writes(cached: Any, model: CountingModel) -> None:

@@ -168,8 +168,7 @@ def test_nobody_waits_twice(cached: Any) -> None:
 
     def ask(tier: RedisCachedEmbeddings) -> None:
         with contextlib.suppress(ModelError):
-            tier.embed_query("text")
-            outcomes.append(name)
+            answers.append(tier.embed_query("text"))
 
     threads = [threading.Thread(target=ask, args=(tier,)) for tier in tiers]
     threads[0].start()
@@ -362,11 +361,12 @@ def test_no_wait_lasts_for_ever(seconds: float) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["plain", "{tag}", "a{tag}b", "open{", "{open", "app:{x}:{y}"])
-    assert lease.can_share_a_slot(prefix)
 def test_the_keys_of_a_lease_share_a_slot_of_the_cluster(prefix: str) -> None:
+    assert lease.can_share_a_slot(prefix)
     key = f"{prefix}:query:0123"
     command = lease.Lease(key, "token").leave(b"", None)
     assert len({key_slot(str(name).encode()) for name in command[3:6]}) == 1
+
 
 @pytest.mark.parametrize("prefix", ["closed}", "a{}b", "}{"])
 def test_prefixes_under_which_they_would_not(prefix: str) -> None:
@@ -374,7 +374,6 @@ def test_prefixes_under_which_they_would_not(prefix: str) -> None:
     key = f"{prefix}:query:0123"
     command = lease.Lease(key, "token").leave(b"", None)
     assert len({key_slot(str(name).encode()) for name in command[3:6]}) > 1
-
 
 
 async def test_waiters_beyond_the_threads_for_them_leave_the_others_theirs(

@@ -12,7 +12,7 @@ import redis
 from redis.exceptions import ResponseError
 
 from prefetch_embeddings.redis_tier import deadline, transport
-from prefetch_embeddings.redis_tier.transport import Busy, GivenClient, OwnClient
+from prefetch_embeddings.redis_tier.transport import GivenClient, NotAsked, OwnClient
 from tests.helpers import PATIENCE, Call, until
 from tests.redis_tier.fakes import BLOCK, GET, FakeClient, FakeConnections, Gate, resp_server
 
@@ -63,7 +63,6 @@ def test_connections_speak_the_shorter_protocol_and_leave_retries_to_the_caller(
     # Older versions of redis-py have no timeouts of their own.
     assert options["socket_timeout"] == options["socket_connect_timeout"] == 5.0
     assert client.patience == 5.0
-    assert client.cluster is False
 
 
 def test_the_urls_own_timeout_counts() -> None:
@@ -235,7 +234,7 @@ def test_what_waits_for_a_thread_says_that_redis_was_not_asked(
     first = threads.submit([GET])
     gate.has_begun(1)
     second, third = threads.submit([("GET", "2")]), threads.submit([("GET", "3")])
-    with pytest.raises(Busy):
+    with pytest.raises(NotAsked):
         threads.execute([("GET", "late")], 0.0)
     assert list(threads._helpers._jobs) == [second, third], "what was given up is not kept"
     gate.opened.set()
@@ -274,7 +273,7 @@ def test_commands_that_block_leave_threads_to_the_others(
     gate = Gate()
     threads, client = given(gate)
     first = threads.submit([BLOCK])
-    with pytest.raises(Busy):
+    with pytest.raises(NotAsked):
         Call(threads.submit, [BLOCK]).result()
     second = threads.submit([GET])
     gate.has_begun(2)
@@ -293,7 +292,7 @@ def test_a_command_that_nobody_runs_takes_no_place(
     threads, _ = given(lambda *command: command[-1])
     with monkeypatch.context() as patch:
         patch.setattr(threads._helpers, "submit", lambda job, run: False)
-        with pytest.raises(Busy):
+        with pytest.raises(NotAsked):
             threads.submit([BLOCK])
     assert threads.execute([BLOCK], PATIENCE) == ["0.250"]
 
@@ -301,20 +300,12 @@ def test_a_command_that_nobody_runs_takes_no_place(
 def test_after_closing_nobody_runs_anything(given: Any) -> None:
     threads, client = given(lambda *command: command[-1])
     threads.close()
-    with pytest.raises(Busy):
+    with pytest.raises(NotAsked):
         threads.execute([GET], PATIENCE)
     assert not client.threads
 
 
 # -- what is known of a client
-
-
-def test_a_cluster_is_told_by_what_only_clusters_have() -> None:
-    assert transport._is_cluster(redis.RedisCluster)
-    assert transport._is_cluster(redis.asyncio.RedisCluster)
-    assert not transport._is_cluster(redis.Redis)
-    assert GivenClient(SimpleNamespace(mget_nonatomic=None)).cluster is True
-    assert GivenClient(object()).cluster is False
 
 
 def test_patience_is_the_clients_socket_timeout() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +14,9 @@ from redis.exceptions import ResponseError
 from prefetch_embeddings.redis_tier import async_connections, transport
 from prefetch_embeddings.redis_tier.transport import (
     AsyncOverThreads,
-    Busy,
     GivenAsyncClient,
     GivenClient,
+    NotAsked,
     OwnAsyncClients,
 )
 from tests.helpers import PATIENCE, Call, auntil, until
@@ -71,10 +71,8 @@ async def test_coroutines_use_the_threads_of_a_sync_client(over_threads: Any) ->
 
 def test_it_is_what_the_sync_client_is() -> None:
     threads = GivenClient(object())
-    threads.cluster = True
     threads.patience = 7.0
     over = AsyncOverThreads(threads)
-    assert over.cluster is True
     assert over.patience == 7.0
 
 
@@ -108,7 +106,7 @@ async def test_what_waits_for_a_thread_may_be_withdrawn(
     over = over_threads(gate)
     first = over._threads.submit([GET])
     gate.has_begun(1)
-    with pytest.raises(Busy):
+    with pytest.raises(NotAsked):
         await over.execute([("GET", "late")], 0.0)
     assert not over._threads._helpers._jobs
     task = asyncio.create_task(over.execute([("GET", "cancelled")], PATIENCE))
@@ -125,9 +123,28 @@ async def test_what_waits_for_a_thread_may_be_withdrawn(
 # -- an async client of the user's
 
 
+class Elsewhere:
+    """What serves the loops that the client does not belong to."""
+
+    patience = 5.0
+
+    def __init__(self) -> None:
+        self.closed: list[str] = []
+
+    async def execute(self, commands: Sequence[Any], seconds: float) -> list[Any]:
+        assert seconds == PATIENCE
+        return ["elsewhere"] * len(commands)
+
+    def close(self) -> None:
+        self.closed.append("close")
+
+    async def aclose(self) -> None:
+        self.closed.append("aclose")
+
+
 async def test_an_async_client_is_asked_on_its_loop() -> None:
     client = FakeAsyncClient(echo)
-    given = GivenAsyncClient(client)
+    given = GivenAsyncClient(client, None)
     assert await given.execute([GET], PATIENCE) == ["key"]
     assert not client.pipelines
     assert await given.execute([GET, ("GET", "other")], PATIENCE) == ["key", "other"]
@@ -143,27 +160,51 @@ async def test_an_error_that_an_async_client_raises_for_an_answer_stands_in_its_
     async def refuse(*command: str) -> None:
         raise error
 
-    assert await GivenAsyncClient(FakeAsyncClient(refuse)).execute([GET], PATIENCE) == [error]
+    assert await GivenAsyncClient(FakeAsyncClient(refuse), None).execute([GET], PATIENCE) == [error]
 
 
 async def test_an_async_client_has_so_much_time_and_no_more() -> None:
-    given = GivenAsyncClient(FakeAsyncClient(AsyncGate()))
+    given = GivenAsyncClient(FakeAsyncClient(AsyncGate()), None)
     with pytest.raises(TimeoutError):
         await given.execute([GET], 0.0)
 
 
-def test_what_is_known_of_an_async_client() -> None:
-    class Cluster:
-        mget_nonatomic = None
+def test_an_async_client_serves_the_loop_that_uses_it_first() -> None:
+    client = FakeAsyncClient(echo)
+    alone, with_threads = GivenAsyncClient(client, None), GivenAsyncClient(client, Elsewhere())
+    first = asyncio.new_event_loop()
+    assert first.run_until_complete(alone.execute([GET], PATIENCE)) == ["key"]
 
+    async def elsewhere() -> None:
+        with pytest.raises(NotAsked):
+            await alone.execute([GET], PATIENCE)
+        assert await with_threads.execute([GET], PATIENCE) == ["elsewhere"]
+
+    asyncio.run(elsewhere())
+    assert first.run_until_complete(with_threads.execute([GET], PATIENCE)) == ["key"]
+    first.close()
+    # Its connections went with its loop: the next one may make new ones.
+    assert asyncio.run(alone.execute([GET], PATIENCE)) == ["key"]
+
+
+async def test_closing_reaches_what_serves_the_other_loops() -> None:
+    elsewhere = Elsewhere()
+    given = GivenAsyncClient(FakeAsyncClient(echo), elsewhere)
+    given.close()
+    assert elsewhere.closed == ["close"]
+    await given.aclose()
+    assert elsewhere.closed == ["close", "aclose"]
+    await GivenAsyncClient(FakeAsyncClient(echo), None).aclose()
+
+
+def test_what_is_known_of_an_async_client() -> None:
+    class Client:
         def get_connection_kwargs(self) -> dict[str, float]:
             return {"socket_timeout": 7}
 
-    cluster = GivenAsyncClient(Cluster())
-    assert cluster.cluster is True
-    assert cluster.patience == 7.0
-    assert GivenAsyncClient(object()).cluster is False
-    assert GivenAsyncClient(object()).patience == 5.0
+    assert GivenAsyncClient(Client(), None).patience == 7.0
+    assert GivenAsyncClient(object(), None).patience == 5.0
+    assert GivenAsyncClient(Client(), OwnAsyncClients("redis://localhost")).patience == 5.0
 
 
 # -- clients of its own, one for each loop
@@ -235,7 +276,6 @@ async def test_connections_are_like_those_of_threads_but_bounded_elsewhere() -> 
 
 
 def test_what_is_known_without_a_connection() -> None:
-    assert OwnAsyncClients("redis://localhost").cluster is False
     assert OwnAsyncClients("redis://localhost").patience == 5.0
     assert OwnAsyncClients("redis://localhost?socket_timeout=2").patience == 2.0
 
@@ -345,7 +385,7 @@ async def test_more_than_the_urls_connections_wait_for_their_turn(clients: Clien
     own = clients.own("redis://localhost?max_connections=1")
     first = asyncio.create_task(own.execute([GET], PATIENCE))
     await auntil(lambda: len(gate.began) == 1)
-    with pytest.raises(Busy):
+    with pytest.raises(NotAsked):
         await own.execute([("GET", "late")], 0.0)
     second = asyncio.create_task(own.execute([("GET", "2")], PATIENCE))
     gate.opened.set()
@@ -374,7 +414,7 @@ async def test_commands_that_block_have_places_of_their_own(
     own = clients.own("redis://localhost?max_connections=1")
     blocked = asyncio.create_task(own.execute([BLOCK], PATIENCE))
     await auntil(lambda: len(gate.began) == 1)
-    with pytest.raises(Busy):
+    with pytest.raises(NotAsked):
         await own.execute([BLOCK], PATIENCE)
     other = asyncio.create_task(own.execute([GET], PATIENCE))
     await auntil(lambda: len(gate.began) == 2)

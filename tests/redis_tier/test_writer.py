@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from redis.exceptions import ResponseError
+from redis.exceptions import MaxConnectionsError, ResponseError
 
 from prefetch_embeddings import codec
 from prefetch_embeddings.redis_tier import writer as module
@@ -19,6 +19,7 @@ from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
 from prefetch_embeddings.redis_tier.lease import Lease
 from prefetch_embeddings.redis_tier.stats import RedisCacheEvent, RedisRecorder
 from prefetch_embeddings.redis_tier.stats import RedisCacheEventKind as Kind
+from prefetch_embeddings.redis_tier.transport import NotAsked
 from prefetch_embeddings.redis_tier.writer import SECONDS, Write, Writer, flush_all
 from prefetch_embeddings.testing import ManualExecutor, ManualTime
 from tests.helpers import PATIENCE, Call, auntil, until
@@ -58,10 +59,11 @@ class Scene:
         self.breaker = CircuitBreaker(failures=2, clock=ManualTime())
         self.executor = Executor()
         self.opened = asyncio.Event()
-        transport: Any = SimpleNamespace(execute=self._execute if sync else self._aexecute)
+        transport: Any = SimpleNamespace(execute=self._execute)
+        async_transport: Any = SimpleNamespace(execute=self._aexecute)
         self.writer = Writer(
             transport if sync else None,
-            None if sync else transport,
+            async_transport,
             ttl_milliseconds=ttl_milliseconds,
             breaker=self.breaker,
             recorder=RedisRecorder(listener or self.events.append),
@@ -279,6 +281,16 @@ def test_after_closing_nothing_is_taken_and_what_waited_is_dropped(scene: Scene)
     assert scene.requests == []
 
 
+@pytest.mark.parametrize("error", [NotAsked(), MaxConnectionsError()])
+def test_what_says_nothing_about_redis_is_no_error(scene: Scene, error: Exception) -> None:
+    scene.replies = [error] * 3
+    for key in "123":
+        scene.put(write(key, 1.0))
+        scene.executor.run_all()
+    assert scene.told() == [RedisCacheEvent(Kind.WRITE_DROPPED, 1)] * 3
+    assert scene.breaker.closed
+
+
 def test_without_a_thread_it_is_dropped_and_the_next_one_tries_again(scene: Scene) -> None:
     scene.executor.refusing = True
     scene.put(write("1", 1.0))
@@ -369,7 +381,7 @@ def test_one_thread_does_the_writing() -> None:
     transport: Any = SimpleNamespace(execute=lambda commands, seconds: [b"OK"] * len(commands))
     writer = Writing(
         transport,
-        None,
+        transport,
         ttl_milliseconds=None,
         breaker=CircuitBreaker(),
         recorder=RedisRecorder(None),

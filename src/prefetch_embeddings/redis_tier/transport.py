@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -17,7 +18,11 @@ import redis.asyncio
 import redis.asyncio.connection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004
+    MaxConnectionsError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from prefetch_embeddings.redis_tier import async_connections, deadline
@@ -46,19 +51,21 @@ _SOCKET_SECONDS: Final = 5.0
 _RAW: Final = {"NEVER_DECODE": True}  # vectors are bytes, whatever a client does with strings
 
 
-class Busy(Exception):  # noqa: N818 - says nothing about Redis, only about this process
-    """This process has as much under way as it may; Redis itself was not asked."""
+class NotAsked(Exception):  # noqa: N818 - says nothing about Redis
+    """Redis was not asked, since this process has as much under way as it may, or no client."""
+
+
+NOT_ASKED: Final = (NotAsked, MaxConnectionsError)
+"""What an exception is of that says nothing about Redis, only about this process."""
 
 
 class SyncTransport(Protocol):
     """Reaches Redis from any thread.
 
     Attributes:
-        cluster: Whether keys live on several servers.
         patience: After how many seconds without an answer a connection gives up by itself.
     """
 
-    cluster: bool
     patience: float
 
     def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
@@ -71,7 +78,6 @@ class SyncTransport(Protocol):
 class AsyncTransport(Protocol):
     """Reaches Redis from any event loop. Attributes as for `SyncTransport`."""
 
-    cluster: bool
     patience: float
 
     async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
@@ -80,6 +86,9 @@ class AsyncTransport(Protocol):
     def close(self) -> None:
         """Let go of connections, also of those on other loops. May be called from any thread."""
 
+    async def aclose(self) -> None:
+        """Do so, and have let go of the running loop's when it returns."""
+
 
 class OwnClient:
     """Connections made from a URL, used on the calling thread, which is the fastest way.
@@ -87,8 +96,6 @@ class OwnClient:
     They are used without `redis.Redis` around them, whose pool, retries and metrics cost as much as
     reading a vector does.
     """
-
-    cluster = False
 
     def __init__(self, url: str) -> None:
         pool = redis.ConnectionPool.from_url(
@@ -178,7 +185,6 @@ class GivenClient:
     """
 
     def __init__(self, client: Any) -> None:
-        self.cluster = _is_cluster(client)
         self.patience = _patience_of(client)
         self._client = client
         self._helpers = WorkerPool(MAX_HELPERS, name="prefetch-embeddings-redis")
@@ -188,12 +194,12 @@ class GivenClient:
         """Start `commands`; cancelling the future keeps what has not begun from beginning.
 
         Raises:
-            Busy: Nobody will run them.
+            NotAsked: Nobody will run them.
         """
         replies: Future[list[Any]] = Future()
         if _blocks(commands):
             if not self._blocked.acquire(blocking=False):
-                raise Busy
+                raise NotAsked
             replies.add_done_callback(lambda _: self._blocked.release())
 
         def run(_: object) -> None:
@@ -205,7 +211,7 @@ class GivenClient:
 
         if not self._helpers.submit(replies, run):
             replies.cancel()
-            raise Busy
+            raise NotAsked
         return replies
 
     def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
@@ -215,7 +221,7 @@ class GivenClient:
             return replies.result(seconds)
         except BaseException as error:
             if self.withdraw(replies) and isinstance(error, TimeoutError):
-                raise Busy from None
+                raise NotAsked from None
             raise
 
     def withdraw(self, replies: Future[list[Any]]) -> bool:
@@ -234,7 +240,6 @@ class AsyncOverThreads:
     """A sync client, for coroutines: nobody gave an async one."""
 
     def __init__(self, threads: GivenClient) -> None:
-        self.cluster = threads.cluster
         self.patience = threads.patience
         self._threads = threads
 
@@ -246,34 +251,76 @@ class AsyncOverThreads:
                 return await asyncio.wrap_future(replies)
         except BaseException as error:
             if self._threads.withdraw(replies) and isinstance(error, TimeoutError):
-                raise Busy from None
+                raise NotAsked from None
             raise
 
     def close(self) -> None:
         """Do nothing: the threads are closed with their owner."""
 
+    async def aclose(self) -> None:
+        """Do nothing either."""
+
 
 class GivenAsyncClient:
-    """An async client that the user made, for the event loop that it belongs to."""
+    """An async client that the user made, for one event loop; `elsewhere` serves the others.
 
-    def __init__(self, client: Any) -> None:
-        self.cluster = _is_cluster(client)
-        self.patience = _patience_of(client)
+    Its connections belong to the loop that uses it first, and must not be used on another, nor in a
+    forked child, where they would be shared with the parent.
+    """
+
+    def __init__(self, client: Any, elsewhere: AsyncTransport | None) -> None:
+        own = _patience_of(client)
+        self.patience = own if elsewhere is None else min(own, elsewhere.patience)
         self._client = client
+        self._elsewhere = elsewhere
 
     async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
         """Return the replies in order, or raise, within `seconds`."""
-        async with asyncio.timeout(seconds):
-            return await _aexecute(self._client, commands)
+        if _loop_of(self._client) is asyncio.get_running_loop():
+            async with asyncio.timeout(seconds):
+                return await _aexecute(self._client, commands)
+        if self._elsewhere is None:
+            raise NotAsked
+        return await self._elsewhere.execute(commands, seconds)
 
     def close(self) -> None:
-        """Do nothing: the client is the user's."""
+        """Leave the client open: it is the user's."""
+        if self._elsewhere is not None:
+            self._elsewhere.close()
+
+    async def aclose(self) -> None:
+        """Leave the client open: it is the user's."""
+        if self._elsewhere is not None:
+            await self._elsewhere.aclose()
+
+
+_loops: Final[weakref.WeakKeyDictionary[Any, weakref.ref[asyncio.AbstractEventLoop]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Of async clients, for all tiers together and across forks. Guarded by `_loops_lock`."""
+
+_loops_lock = threading.Lock()
+
+
+def _loop_of(client: Any) -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that `client` belongs to: the running one, if to none that is open."""
+    with _loops_lock:
+        known = _loops.get(client)
+        loop = None if known is None else known()
+        if loop is None or loop.is_closed():
+            loop = asyncio.get_running_loop()
+            _loops[client] = weakref.ref(loop)
+        return loop
+
+
+def reset_after_fork() -> None:
+    """Start anew in a forked child, where nobody will release the lock. The clients stay bound."""
+    global _loops_lock  # noqa: PLW0603 - one of the parent's threads may hold the old one
+    _loops_lock = threading.Lock()
 
 
 class OwnAsyncClients:
     """Clients made from a URL, one for each event loop, closed with their loop."""
-
-    cluster = False
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -290,7 +337,7 @@ class OwnAsyncClients:
         if _blocks(commands):
             slots = mine.blocked
             if slots.locked():
-                raise Busy
+                raise NotAsked
         waiting = True
         try:
             async with asyncio.timeout(seconds), slots:
@@ -298,7 +345,7 @@ class OwnAsyncClients:
                 return await _aexecute(mine.client, commands)
         except TimeoutError:
             if waiting:
-                raise Busy from None
+                raise NotAsked from None
             # A firewall may have forgotten the connection while it was idle, and the others too.
             await mine.client.connection_pool.disconnect(inuse_connections=False)
             raise
@@ -367,10 +414,6 @@ class _LoopClient:
     def close_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the event loop that this runs on disconnect."""
         self._closing = loop.create_task(self.close())
-
-
-def _is_cluster(client: Any) -> bool:
-    return hasattr(client, "mget_nonatomic")
 
 
 def _patience_of(client: Any) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefetch_embeddings import codec
 from prefetch_embeddings.redis_tier.stats import RedisCacheEventKind as Kind
+from prefetch_embeddings.redis_tier.transport import NOT_ASKED
 from prefetch_embeddings.workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Writer:
     def __init__(
         self,
         transport: SyncTransport | None,
-        async_transport: AsyncTransport | None,
+        async_transport: AsyncTransport,
         *,
         ttl_milliseconds: int | None,
         breaker: CircuitBreaker,
@@ -161,7 +162,6 @@ class Writer:
             self._task = loop.create_task(self._adrain())
 
     async def _adrain(self) -> None:
-        assert self._async_transport is not None  # noqa: S101 - one of both is there
         while batch := self._take(BATCH):
             try:
                 if commands := self._commands(batch):
@@ -206,9 +206,10 @@ class Writer:
         self._count_dropped(refused)
 
     def _failed(self, batch: Sequence[Write], error: Exception) -> None:
-        self._recorder.failed(error, 0.0)
-        if self._breaker.failed():
-            self._recorder.breaker_opened(error)
+        if not isinstance(error, NOT_ASKED):
+            self._recorder.failed(error, 0.0)
+            if self._breaker.failed():
+                self._recorder.breaker_opened(error)
         self._count_dropped(batch)
 
     def _drop_waiting(self) -> None:
