@@ -9,7 +9,7 @@ lock, so the states of a flight and of the map are those between two method call
 * A key has at most one flight in the map, under way or ready. A flight that has left the map never
   returns, and changes nothing there: each removal checks that the entry is this very flight.
 * A flight leaves the map, or becomes ready in it, before its future completes.
-* A flight that has ended is only read.
+* How a flight ended, and with which value or error, is written once, before anybody is told.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ class Flight(Generic[V]):
     asked_at: float
     number: int  # no other flight has it
     era: object  # of the map: a flight from before a fork is not counted after it
-    job: Hashable  # what the executor queues: the flight itself, or the batch it is in
+
+    # What the executor queues: the flight itself, or the batch it is in. Written by who queues it.
+    # Who takes it off the queue may see an older one; that is harmless, since claims decide.
+    job: Hashable
 
     # Guarded by the map's lock:
     state = State.QUEUED
@@ -114,7 +117,9 @@ class Flight(Generic[V]):
     hedge_denied = False  # whether its second call has been due, and beyond the budget
     loop: asyncio.AbstractEventLoop | None = None  # the loop that runs it
     runners = 0  # calls under way for it: one, or more if somebody would not wait for that one
-    tasks: tuple[asyncio.Task[None], ...] = ()  # asyncio itself keeps tasks only weakly
+    # asyncio itself keeps tasks only weakly. None is added after the end, and who ended it, and so
+    # needs no lock, takes them all.
+    tasks: tuple[asyncio.Task[None], ...] = ()
     waiters = 0  # queries and explicit waits that have not parted from it
     served = False  # whether any query got its value
     first_query_at: float | None = None  # when the first of the queries that wait came
