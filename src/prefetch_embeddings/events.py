@@ -57,12 +57,12 @@ class PrefetchSucceeded(PrefetchEvent):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PrefetchFailed(PrefetchEvent):
-    """An attempt in the background has failed.
+    """An attempt in the background has failed, or whoever was to make it has gone.
 
     Attributes:
         flight: The number of its flight.
         error: The name of the exception's class. (Its message may quote the text.)
-        attempt: Which try failed, from 1.
+        attempt: Which try failed, from 1; 0 if `close` took the prefetch back before its first.
         will_retry: Whether another try follows.
     """
 
