@@ -8,27 +8,23 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
 from prefetch_embeddings.testing import ScriptedEmbeddings
+from tests.helpers import PATIENCE
 
-HANGING_SECONDS = 30.0
+ROOT = Path(__file__).parents[1]
 EXIT_SECONDS = 1.0  # what the library promises, from the end of the main module
 SPREAD = 5  # how many times as long one exit may take as another, for no reason but the load
 
 PRELUDE = """
 import asyncio, atexit, logging, threading, time
-from langchain_core.embeddings import Embeddings
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
 from prefetch_embeddings.testing import ScriptedEmbeddings
-
-class SyncSideOnly(Embeddings):
-    def __init__(self, model):
-        self.embed_query, self.embed_documents = model.embed_query, model.embed_documents
-    def embed_query(self, text): ...
-    def embed_documents(self, texts): ...
+from tests.helpers import SyncSideOnly
 
 logging.getLogger("prefetch_embeddings").addHandler(logging.NullHandler())
 model = ScriptedEmbeddings()
@@ -66,12 +62,13 @@ def timed(script: str, *, may_complain: bool = False) -> tuple[float, list[str]]
     """Run a script once; return how long it outlived its main module, and what it printed."""
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(script) + THE_END],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        printed, complaints = process.communicate(timeout=HANGING_SECONDS)
+        printed, complaints = process.communicate(timeout=PATIENCE)
         ended_at = time.monotonic()
     finally:
         process.kill()
