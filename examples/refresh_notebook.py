@@ -3,13 +3,16 @@
 Needs ``nbclient`` and ``ipykernel``.
 """
 
+import tempfile
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 NOTEBOOK = Path(__file__).with_name("prefetching_rag.ipynb")
 TIMEOUT_SECONDS = 120
+SHORT_FOLDER = "/tmp"  # noqa: S108 - the path of a socket has room for some 100 characters
 
 
 def read(path: Path = NOTEBOOK) -> nbformat.NotebookNode:
@@ -25,18 +28,31 @@ def executed(path: Path = NOTEBOOK) -> nbformat.NotebookNode:
         nbclient.exceptions.CellExecutionError: If a cell fails.
     """
     notebook = read(path)
-    client = NotebookClient(
-        notebook,
-        timeout=TIMEOUT_SECONDS,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(path.parent)}},
-        record_timing=False,
-    )
-    client.execute()
+    with tempfile.TemporaryDirectory(prefix="nb-", dir=SHORT_FOLDER) as folder:
+        client = NotebookClient(
+            notebook,
+            timeout=TIMEOUT_SECONDS,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(path.parent)}},
+            record_timing=False,
+            config=_own_sockets(folder),
+        )
+        client.execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = _in_one_piece(cell.outputs)
     return notebook
+
+
+def _own_sockets(folder: str) -> Config:
+    """Settings of a kernel that talks through sockets in `folder`.
+
+    Jupyter picks TCP ports that are free, and hopes that they still are when the kernel opens them.
+    """
+    config = Config()
+    config.KernelManager.transport = "ipc"
+    config.KernelManager.connection_file = f"{folder}/kernel.json"
+    return config
 
 
 def _in_one_piece(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:

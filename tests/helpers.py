@@ -1,11 +1,16 @@
-"""Threads whose results a test collects."""
+"""What tests of several files need: threads, waits, and models that have one side only."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import pytest
+from langchain_core.embeddings import Embeddings
+
+from prefetch_embeddings import PrefetchingEmbeddings
 
 T = TypeVar("T")
 
@@ -60,3 +65,56 @@ async def auntil(condition: Callable[[], object]) -> None:
             return
         await asyncio.sleep(0.001)
     raise AssertionError("it never came about")
+
+
+class QueriesTakenIn:
+    """Counts the queries that have met their flight, of whatever wrapper it is made for."""
+
+    def __init__(self, embeddings: PrefetchingEmbeddings, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._taken_in = threading.Semaphore(0)
+        enter = embeddings._flights.enter
+
+        def telling(*args: Any, **options: Any) -> Any:
+            met = enter(*args, **options)
+            self._taken_in.release()
+            return met
+
+        monkeypatch.setattr(embeddings._flights, "enter", telling)
+
+    def wait_for(self, number: int) -> None:
+        """Wait until so many more have."""
+        for _ in range(number):
+            assert self._taken_in.acquire(timeout=PATIENCE), "a query has met no flight"
+
+    def start_anew(self) -> None:
+        """Forget those that nobody waited for."""
+        self._taken_in = threading.Semaphore(0)
+
+
+class SyncSideOnly(Embeddings):
+    """A model whose async methods are LangChain's: the sync ones, in the loop's executor."""
+
+    def __init__(self, model: Embeddings) -> None:
+        self._model = model
+
+    def embed_query(self, text: str) -> list[float]:
+        return self._model.embed_query(text)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return self._model.embed_documents(texts)
+
+
+class AsyncSideOnly(Embeddings):
+    """A model that cannot be called without a loop."""
+
+    def __init__(self, model: Embeddings) -> None:
+        self._model = model
+
+    def embed_query(self, text: str) -> list[float]:
+        raise NotImplementedError
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        raise NotImplementedError
+
+    async def aembed_query(self, text: str) -> list[float]:
+        return await self._model.aembed_query(text)

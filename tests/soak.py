@@ -1,8 +1,9 @@
 """Everything at once, for a while: `python -m tests.soak --seconds 600`.
 
 Threads and coroutines query, prefetch, cancel, forget and clear. The model fails, hangs and answers
-late; Redis is paused, and killed and started again. At the end every vector served was the right
-one for its text, the counters add up, and nothing is left: no flight, no thread, no memory.
+late; Redis is paused, and killed and started again. It goes on until all of that has happened. At
+the end every vector served was the right one for its text, the counters add up, and nothing is
+left: no flight, no thread, no memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import random
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -34,10 +36,36 @@ THREADS = 6
 LOOPS = 2
 TASKS_PER_LOOP = 8
 KNOWN_TEXTS = [f"question {number}" for number in range(100)]
-MOST_GROWTH = 64 * 2**20
-"""Bytes by which the process may grow after its first third: much less than what it serves."""
+MOST_GROWTH = 32 * 2**20
+"""Bytes by which the process may grow in the second half: much less than what it serves then."""
 
-vector = ScriptedEmbeddings(64).vector
+MOST_WAITING = 200.0
+"""Seconds after which it gives up on what has not happened yet."""
+
+TROUBLES = ["hanging", "late", "failing"]
+OUTAGES = ["paused", "killed"]
+HAPPENING = [
+    "prefetch_started",
+    "prefetch_deduplicated",
+    "prefetch_dropped",
+    "prefetch_succeeded",
+    "prefetch_failed",
+    "prefetch_withdrawn",
+    "prefetch_retried",
+    "prefetch_used",
+    "prefetch_wasted",
+    "query_ready",
+    "query_joined",
+    "query_claimed",
+    "query_missed",
+    "query_recovered",
+    "query_failed",
+    "hedge_started",
+    "hedge_won",
+]
+HAPPENING_TO_REDIS = ["hits", "misses", "skipped", "errors", "writes", "writes_dropped"]
+
+vector = ScriptedEmbeddings(512).vector
 
 
 class ModelError(Exception):
@@ -48,15 +76,18 @@ class TroubledModel(Embeddings):
     """A model on a bad day: late, now and then failing, at times hanging."""
 
     def __init__(self, seed: int) -> None:
-        self.calls = itertools.count()
+        self.happened: Counter[str] = Counter()  # guarded by _lock
+        self._lock = threading.Lock()
         self._random = random.Random(seed)
 
     def _trouble(self) -> tuple[float, bool]:
         """Return how many seconds a call takes, and whether it then fails."""
-        next(self.calls)
-        lot = self._random.random()
-        seconds = 1.0 if lot < 0.01 else 0.1 * lot if lot < 0.2 else 0.002
-        return seconds, self._random.random() < 0.08
+        with self._lock:
+            lot = self._random.random()
+            how = "hanging" if lot < 0.01 else "late" if lot < 0.2 else "in time"
+            fails = self._random.random() < 0.08
+            self.happened.update(["calls", how, *["failing"] * fails])
+        return {"hanging": 1.0, "late": 0.1 * lot, "in time": 0.002}[how], fails
 
     def embed_query(self, text: str) -> list[float]:
         return self.embed_documents([text])[0]
@@ -85,7 +116,9 @@ class Tally:
     failed: int = 0
     cancelled: int = 0
     prefetches: int = 0
-    removals: int = 0
+    waits: int = 0
+    forgotten: int = 0
+    cleared: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -93,7 +126,7 @@ class Tally:
 
 
 class Soak:
-    """One soak, of so many seconds."""
+    """One soak, of so many seconds, or of as many as it takes."""
 
     def __init__(self, seconds: float, seed: int, *, redis: bool = True) -> None:
         self.seconds = seconds
@@ -122,7 +155,8 @@ class Soak:
         )
         self.tallies: list[Tally] = []
         self.errors: list[BaseException] = []
-        self.outages = 0
+        self.outages: Counter[str] = Counter()
+        self.grown = 0
         self.new_texts = itertools.count()
 
     def run(self) -> tuple[Tally, PrefetchStats]:
@@ -142,14 +176,17 @@ class Soak:
         try:
             for thread in threads:
                 thread.start()
-            self.stop.wait(self.seconds / 3)
+            self.stop.wait(self.seconds / 2)
             early = memory()
-            self.stop.wait(self.seconds * 2 / 3)
+            self.stop.wait(self.seconds / 2)
+            give_up_at = time.monotonic() + MOST_WAITING
+            while self._missing() and time.monotonic() < give_up_at and not self.stop.wait(0.1):
+                pass
             self.stop.set()
             for thread in threads:
                 thread.join(PATIENCE)
                 assert not thread.is_alive(), "a caller hangs"
-            grown = memory() - early
+            self.grown = memory() - early
         finally:
             self.stop.set()
             logger.disabled = False
@@ -161,11 +198,13 @@ class Soak:
                 self.server.close()
         if self.errors:
             raise self.errors[0]
+        missing = self._missing()
+        assert not missing, f"a soak in which this never happened: {missing}"
         tally = sum(self.tallies, Tally())
         self._check_counts(tally)
         assert_no_leaks(self.embeddings)
         until(lambda: threading.active_count() <= before)
-        assert grown < MOST_GROWTH, f"the process grew by {grown / 2**20:.0f} MiB"
+        assert self.grown < MOST_GROWTH, f"it grew by {self.grown / 2**20:.0f} MiB"
         stats = self.embeddings.stats()
         self._check_flights()
         return tally, stats
@@ -176,6 +215,18 @@ class Soak:
         except BaseException as error:
             self.errors.append(error)
             self.stop.set()
+
+    def _missing(self) -> list[str]:
+        """Return the names of what a soak is made of, and has not happened yet."""
+        counts: dict[str, float] = dataclasses.asdict(sum(self.tallies, Tally()))
+        counts |= {f"calls {how}": self.model.happened[how] for how in TROUBLES}
+        stats = dataclasses.asdict(self.embeddings.stats())
+        counts |= {name: stats[name] for name in HAPPENING}
+        if self.tier is not None:
+            redis_stats = dataclasses.asdict(self.tier.stats())
+            counts |= {f"Redis {how}": self.outages[how] for how in OUTAGES}
+            counts |= {f"Redis {name}": redis_stats[name] for name in HAPPENING_TO_REDIS}
+        return [name for name, count in counts.items() if not count]
 
     def _check_counts(self, tally: Tally) -> None:
         stats = self.embeddings.stats()
@@ -221,11 +272,13 @@ class Soak:
                 tally.prefetches += len(texts)
                 self.embeddings.prefetch_many(texts)
             elif lot < 0.9:
-                self.embeddings.wait_for_prefetch(text, lots.choice([None, 0.0, 0.01]))
+                tally.waits += self.embeddings.wait_for_prefetch(
+                    text, lots.choice([None, 0.0, 0.01])
+                )
             elif lot < 0.95:
-                tally.removals += self.embeddings.forget(text)
+                tally.forgotten += self.embeddings.forget(text)
             elif lot < 0.951:
-                tally.removals += 1
+                tally.cleared += 1
                 self.embeddings.clear()
             else:
                 self.embeddings.is_ready(text)
@@ -270,7 +323,9 @@ class Soak:
                 tally.prefetches += 1
                 await self.embeddings.aprefetch(text)
             else:
-                await self.embeddings.await_for_prefetch(text, lots.choice([None, 0.0, 0.01]))
+                tally.waits += await self.embeddings.await_for_prefetch(
+                    text, lots.choice([None, 0.0, 0.01])
+                )
             await asyncio.sleep(0.005 * lots.random())
 
     async def _aquery(self, text: str, tally: Tally) -> None:
@@ -291,15 +346,16 @@ class Soak:
     def _harm_redis(self) -> None:
         lots = random.Random(f"{self.seed} redis")
         while self.server is not None and not self.stop.wait(1.0 + lots.random()):
-            self.outages += 1
-            if self.outages % 2:
+            if self.outages["paused"] == self.outages["killed"]:
                 self.server.pause()
                 self.stop.wait(0.5)
                 self.server.resume()
+                self.outages["paused"] += 1
             else:
                 self.server.kill()
                 self.stop.wait(0.5)
                 self.server.start()
+                self.outages["killed"] += 1
 
 
 def memory() -> int:
@@ -321,8 +377,11 @@ def main() -> int:
     tally, stats = soak.run()
     for name, count in dataclasses.asdict(tally).items():
         print(f"{name:>24} {count}")
-    print(f"{'calls of the model':>24} {next(soak.model.calls)}")
-    print(f"{'outages of Redis':>24} {soak.outages}")
+    print(f"{'MiB grown':>24} {soak.grown / 2**20:.1f}")
+    for what, count in soak.model.happened.items():
+        print(f"{'model, ' + what:>24} {count}")
+    for what, count in soak.outages.items():
+        print(f"{'Redis, ' + what:>24} {count}")
     for name, count in dataclasses.asdict(stats).items():
         print(f"{name:>24} {count:.10g}")
     return 0

@@ -50,10 +50,10 @@ async def test_cancelling_the_only_waiter_keeps_the_work(
     assert model.calls_for("q") == 1
 
 
-async def test_cancelling_a_waiter_keeps_a_flight_that_is_still_queued(
+async def test_cancelling_a_query_leaves_an_explicit_wait_for_its_flight(
     wrap: Wrap, model: ScriptedEmbeddings
 ) -> None:
-    # What `asyncio.wrap_future` gets wrong: it would cancel the queued future for all.
+    # What `asyncio.wrap_future` gets wrong: it would cancel the shared future for all.
     embeddings = wrap(model, max_workers=1)
     gate = model.hold("first")
     embeddings.prefetch("first")

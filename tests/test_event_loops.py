@@ -11,16 +11,15 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import pytest
-from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
+from tests.helpers import PATIENCE, AsyncSideOnly, QueriesTakenIn
 
 T = TypeVar("T")
 Wrap = Callable[..., PrefetchingEmbeddings]
 
 TEXT = "how much is it?"
-HANGING_SECONDS = 30.0
 
 
 class LoopThread:
@@ -35,13 +34,13 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self.start(coroutine).result(HANGING_SECONDS)
+        return self.start(coroutine).result(PATIENCE)
 
     def stop(self) -> None:
         """Stop without a word to the tasks."""
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join(HANGING_SECONDS)
+            self._thread.join(PATIENCE)
             assert not self._thread.is_alive()
 
     def close(self) -> None:
@@ -62,27 +61,6 @@ def new_loop() -> Iterator[Callable[[], LoopThread]]:
     for each in made:
         each.close()
     gc.collect()  # the tasks that were left, while this test can still be blamed for them
-
-
-def taken_in(
-    embeddings: PrefetchingEmbeddings, monkeypatch: pytest.MonkeyPatch
-) -> threading.Semaphore:
-    """A semaphore that each query releases once it has met its flight."""
-    queries = threading.Semaphore(0)
-    enter = embeddings._flights.enter
-
-    def telling(*args: Any, **options: Any) -> Any:
-        met = enter(*args, **options)
-        queries.release()
-        return met
-
-    monkeypatch.setattr(embeddings._flights, "enter", telling)
-    return queries
-
-
-def await_queries(queries: threading.Semaphore, number: int) -> None:
-    for _ in range(number):
-        assert queries.acquire(timeout=HANGING_SECONDS)
 
 
 # A loop that goes away.
@@ -124,18 +102,18 @@ def test_waiters_everywhere_recover_together_when_the_loop_goes_away(
     end: Callable[[LoopThread], None],
 ) -> None:
     embeddings = wrap(model)
-    queries = taken_in(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings, monkeypatch)
     running, elsewhere = new_loop(), new_loop()
     gate = model.hold(TEXT)
     running.run(embeddings.aprefetch(TEXT))
     with ThreadPoolExecutor(3) as threads:
         waiters = [threads.submit(embeddings.embed_query, TEXT) for _ in range(3)]
         waiters += [elsewhere.start(embeddings.aembed_query(TEXT)) for _ in range(3)]
-        await_queries(queries, 6)
+        queries.wait_for(6)
 
         end(running)
 
-        vectors = [waiter.result(HANGING_SECONDS) for waiter in waiters]
+        vectors = [waiter.result(PATIENCE) for waiter in waiters]
     gate.open()
     assert vectors == [model.vector(TEXT)] * 6
     assert model.calls_for(TEXT) == 2  # the one that was lost, and one for all six
@@ -192,18 +170,18 @@ def test_a_query_that_ran_the_flight_on_a_lost_loop_leaves_its_joiners_a_call_of
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     embeddings = wrap(model)
-    queries = taken_in(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings, monkeypatch)
     running = new_loop()
     gate = model.hold(TEXT)
     running.start(embeddings.aembed_query(TEXT))
     gate.wait_until_entered()
     with ThreadPoolExecutor(1) as threads:
         waiter = threads.submit(embeddings.embed_query, TEXT)
-        await_queries(queries, 2)
+        queries.wait_for(2)
 
         running.close()
 
-        assert waiter.result(HANGING_SECONDS) == model.vector(TEXT)
+        assert waiter.result(PATIENCE) == model.vector(TEXT)
     assert model.calls_for(TEXT) == 2
 
 
@@ -218,19 +196,19 @@ def test_a_waiter_whose_own_loop_closes_harms_neither_the_flight_nor_other_waite
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     embeddings = wrap(model)
-    queries = taken_in(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings, monkeypatch)
     lost, alive = new_loop(), new_loop()
     gate = model.hold(TEXT)
     embeddings.prefetch(TEXT)
     gate.wait_until_entered()
     lost.start(embeddings.aembed_query(TEXT))
     waiter = alive.start(embeddings.aembed_query(TEXT))
-    await_queries(queries, 2)
+    queries.wait_for(2)
 
     lost.close()
     gate.open()
 
-    assert waiter.result(HANGING_SECONDS) == model.vector(TEXT)
+    assert waiter.result(PATIENCE) == model.vector(TEXT)
     assert embeddings.embed_query(TEXT) == model.vector(TEXT)
     assert model.calls_for(TEXT) == 1
     assert embeddings.stats().query_recovered == 0
@@ -259,7 +237,7 @@ def test_the_collector_may_come_for_a_lost_waiter_while_the_map_is_locked(
     embeddings.prefetch(TEXT)
     gate.wait_until_entered()
     lost.start(getattr(embeddings, wait)(TEXT))
-    assert attended.acquire(timeout=HANGING_SECONDS)
+    assert attended.acquire(timeout=PATIENCE)
     lost.close()
     gate.open()
     assert embeddings.wait_for_prefetch(TEXT)
@@ -274,7 +252,7 @@ def test_the_collector_may_come_for_a_lost_waiter_while_the_map_is_locked(
 
     collector = threading.Thread(target=collect, daemon=True)
     collector.start()
-    collector.join(HANGING_SECONDS)
+    collector.join(PATIENCE)
 
     stuck = collector.is_alive()
     if stuck:
@@ -321,13 +299,13 @@ def test_two_loops_that_ask_each_other_by_sync_queries_both_get_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     embeddings = wrap(model)
-    queries = taken_in(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings, monkeypatch)
     texts = ("one", "two")
     loops = (new_loop(), new_loop())
     gates = [model.hold(text) for text in texts]
     for loop, text in zip(loops, texts, strict=True):
         loop.run(embeddings.aprefetch(text))
-    both = threading.Barrier(2, timeout=HANGING_SECONDS)
+    both = threading.Barrier(2, timeout=PATIENCE)
 
     async def ask(text: str) -> list[float]:
         both.wait()
@@ -335,12 +313,12 @@ def test_two_loops_that_ask_each_other_by_sync_queries_both_get_answers(
 
     asked = list(zip(loops, reversed(texts), strict=True))
     answers = [loop.start(ask(text)) for loop, text in asked]
-    await_queries(queries, 2)
+    queries.wait_for(2)
     for gate in gates:  # the calls would end now, if the loops turned
         gate.open()
 
     for (_, text), answer in zip(asked, answers, strict=True):
-        assert answer.result(HANGING_SECONDS) == model.vector(text)
+        assert answer.result(PATIENCE) == model.vector(text)
         assert model.calls_for(text) <= 2
 
 
@@ -358,7 +336,7 @@ def test_a_loop_that_waits_for_the_waiter_itself_is_given_up(
             waiter = threads.submit(embeddings.embed_query, TEXT)
         else:
             waiter = elsewhere.start(embeddings.aembed_query(TEXT))
-        return waiter.result(HANGING_SECONDS)  # the loop stands still meanwhile
+        return waiter.result(PATIENCE)  # the loop stands still meanwhile
 
     with ThreadPoolExecutor(1) as threads:
         assert blocked.run(block(threads)) == model.vector(TEXT)
@@ -418,20 +396,6 @@ def test_loops_that_end_in_order_give_their_places_back(
 # Models with a working async side alone.
 
 
-class AsyncSideOnly(Embeddings):
-    def __init__(self, model: ScriptedEmbeddings) -> None:
-        self._model = model
-
-    def embed_query(self, text: str) -> list[float]:
-        raise NotImplementedError
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        raise NotImplementedError
-
-    async def aembed_query(self, text: str) -> list[float]:
-        return await self._model.aembed_query(text)
-
-
 async def test_an_async_only_model_serves_async_callers(
     wrap: Wrap, model: ScriptedEmbeddings
 ) -> None:
@@ -448,11 +412,11 @@ async def test_an_async_only_model_serves_sync_queries_for_what_was_prefetched(
     wrap: Wrap, model: ScriptedEmbeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embeddings = wrap(AsyncSideOnly(model))
-    queries = taken_in(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings, monkeypatch)
     gate = model.hold(TEXT)
     await embeddings.aprefetch(TEXT)
     joining = asyncio.create_task(asyncio.to_thread(embeddings.embed_query, TEXT))
-    await asyncio.to_thread(await_queries, queries, 1)
+    await asyncio.to_thread(queries.wait_for, 1)
     gate.open()
 
     assert await joining == model.vector(TEXT)

@@ -8,26 +8,23 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
 from prefetch_embeddings.testing import ScriptedEmbeddings
+from tests.helpers import PATIENCE
 
-HANGING_SECONDS = 30.0
+ROOT = Path(__file__).parents[1]
 EXIT_SECONDS = 1.0  # what the library promises, from the end of the main module
+SPREAD = 5  # how many times as long one exit may take as another, for no reason but the load
 
 PRELUDE = """
 import asyncio, atexit, logging, threading, time
-from langchain_core.embeddings import Embeddings
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
 from prefetch_embeddings.testing import ScriptedEmbeddings
-
-class SyncSideOnly(Embeddings):
-    def __init__(self, model):
-        self.embed_query, self.embed_documents = model.embed_query, model.embed_documents
-    def embed_query(self, text): ...
-    def embed_documents(self, texts): ...
+from tests.helpers import SyncSideOnly
 
 logging.getLogger("prefetch_embeddings").addHandler(logging.NullHandler())
 model = ScriptedEmbeddings()
@@ -47,26 +44,31 @@ print("the end", time.monotonic(), flush=True)
 def run(script: str, *, may_complain: bool = False) -> list[str]:
     """Run a script, assert that it ends in good time and silently, and return what it printed.
 
-    A machine that is busy with other things gets three tries: what the library itself waited for,
-    it would wait for in each.
+    A machine that is busy with other things gets more time, by how long it takes to end a script
+    that leaves nothing behind, and three tries: what the library itself waited for, it would wait
+    for in each.
     """
     for _ in range(3):
         seconds, printed = timed(script, may_complain=may_complain)
         if seconds < EXIT_SECONDS:
             return printed
-    pytest.fail(f"the process went on for {seconds:.1f} s after the end of its main module")
+        usual, _ = timed("")
+        if seconds < EXIT_SECONDS + SPREAD * usual:
+            return printed
+    pytest.fail(f"{seconds:.1f} s after the end of its main module, where {usual:.1f} s are usual")
 
 
-def timed(script: str, *, may_complain: bool) -> tuple[float, list[str]]:
+def timed(script: str, *, may_complain: bool = False) -> tuple[float, list[str]]:
     """Run a script once; return how long it outlived its main module, and what it printed."""
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(script) + THE_END],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        printed, complaints = process.communicate(timeout=HANGING_SECONDS)
+        printed, complaints = process.communicate(timeout=PATIENCE)
         ended_at = time.monotonic()
     finally:
         process.kill()
@@ -238,4 +240,4 @@ def test_with_a_daemon_thread_that_goes_on_prefetching() -> None:
         threading.Thread(target=hammer, daemon=True).start()
         under_way.wait()
     """
-    timed(script, may_complain=False)
+    timed(script)

@@ -11,7 +11,7 @@ from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchEvent, PrefetchFailed, PrefetchingEmbeddings
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
-from tests.helpers import PATIENCE, Call, auntil
+from tests.helpers import PATIENCE, Call, SyncSideOnly, auntil
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 Manual = Callable[..., ManualPrefetchingEmbeddings]
@@ -33,19 +33,6 @@ class NotingCallers(ScriptedEmbeddings):
     async def aembed_query(self, text: str) -> list[float]:
         self.callers.append(caller.get())
         return await super().aembed_query(text)
-
-
-class SyncSideOnly(Embeddings):
-    """A model whose async methods are LangChain's: the sync ones, in the loop's executor."""
-
-    def __init__(self, model: ScriptedEmbeddings) -> None:
-        self._model = model
-
-    def embed_query(self, text: str) -> list[float]:
-        return self._model.embed_query(text)
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        return self._model.embed_documents(texts)
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ def test_waiters_share_one_call_however_late_they_wake(
     gate.open()
 
 
-def test_a_query_recovers_even_if_the_text_is_prefetched_over_and_over(
+def test_a_query_ends_even_if_its_text_is_prefetched_over_and_over(
     wrap: Wrap, model: ScriptedEmbeddings
 ) -> None:
     def again(event: PrefetchEvent) -> None:

@@ -28,7 +28,6 @@ pytestmark = [
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 
-HANGING_SECONDS = 30.0
 DONE = b"done"
 
 
@@ -82,7 +81,7 @@ def report_and_exit(check: Callable[[], None], pipe: int) -> None:
 def assert_done(child: int, pipe: int) -> None:
     """Wait for a forked child, and fail as it failed."""
     try:
-        if not select.select([pipe], [], [], HANGING_SECONDS)[0]:
+        if not select.select([pipe], [], [], PATIENCE)[0]:
             os.kill(child, signal.SIGKILL)
             pytest.fail("the forked child hangs")
         report = os.read(pipe, 65536)
@@ -113,7 +112,7 @@ def assert_starts_anew(embeddings: PrefetchingEmbeddings, texts: list[str]) -> N
     for text in texts:
         assert embeddings.prefetch(text) is PrefetchOutcome.STARTED
     for text in texts:  # with a timeout, the child's workers have to do it
-        assert embeddings.wait_for_prefetch(text, HANGING_SECONDS)
+        assert embeddings.wait_for_prefetch(text, PATIENCE)
         assert embeddings.embed_query(text) == model.vector(text)
     assert embeddings.embed_query("a child's own") == model.vector("a child's own")
 
@@ -152,10 +151,10 @@ def test_a_child_starts_empty_and_its_parents_flights_complete(
         assert embeddings.stats() == before
         running.open()
         on_loop.open()
-        assert query.result(HANGING_SECONDS) == model.vector("on a loop")
-        assert wait.result(HANGING_SECONDS) is True
+        assert query.result(PATIENCE) == model.vector("on a loop")
+        assert wait.result(PATIENCE) is True
     for text in texts[:4]:
-        assert embeddings.wait_for_prefetch(text, HANGING_SECONDS)
+        assert embeddings.wait_for_prefetch(text, PATIENCE)
         assert embeddings.embed_query(text) == model.vector(text)
     stats = embeddings.stats()
     assert stats.prefetch_used == stats.prefetch_started == 4
@@ -200,18 +199,18 @@ def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child(
 
     holder = threading.Thread(target=hold, daemon=True)
     holder.start()
-    assert held.wait(HANGING_SECONDS)
+    assert held.wait(PATIENCE)
     try:
         in_child(lambda: assert_starts_anew(embeddings, ["one", "two"]))
     finally:
         release.set()
-        holder.join(HANGING_SECONDS)
+        holder.join(PATIENCE)
 
 
 def test_forks_amid_traffic(wrap: Wrap, model: LockFreeEmbeddings) -> None:
     embeddings = wrap(model, max_workers=4)
     stop = threading.Event()
-    under_way = threading.Barrier(5, timeout=HANGING_SECONDS)
+    under_way = threading.Barrier(5, timeout=PATIENCE)
 
     def hammer(name: str) -> int:
         for number in itertools.count():
@@ -236,7 +235,7 @@ def test_forks_amid_traffic(wrap: Wrap, model: LockFreeEmbeddings) -> None:
         finally:
             stop.set()
         for each in hammers:
-            assert each.result(HANGING_SECONDS) > 10
+            assert each.result(PATIENCE) > 10
     assert embeddings.stats().query_failed == 0
 
 
@@ -254,10 +253,10 @@ def test_multiprocessing_forks(wrap: Wrap, model: LockFreeEmbeddings) -> None:
     child = context.Process(target=check)
     child.start()
     try:
-        assert receiving.poll(HANGING_SECONDS), "the child failed or hangs"
+        assert receiving.poll(PATIENCE), "the child failed or hangs"
         assert receiving.recv() == DONE
     finally:
-        child.join(HANGING_SECONDS)
+        child.join(PATIENCE)
         child.kill()
     assert child.exitcode == 0
     assert embeddings.embed_query("ready") == model.vector("ready")
@@ -293,7 +292,7 @@ def test_a_model_may_fork_in_the_midst_of_a_call(wrap: Wrap, how: str) -> None:
 
     if how == "prefetch":
         embeddings.prefetch("the forking one")
-        assert embeddings.wait_for_prefetch("the forking one", HANGING_SECONDS)
+        assert embeddings.wait_for_prefetch("the forking one", PATIENCE)
     vector = embeddings.embed_query("the forking one")
 
     if failures:

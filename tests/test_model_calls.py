@@ -69,7 +69,7 @@ class CallingBack(Embeddings):
 
 
 @pytest.mark.parametrize("asks", [[("a", "a")], [("a", "b"), ("b", "c"), ("c", "a")]], ids=str)
-async def test_asking_for_the_text_that_is_being_embedded(
+async def test_asking_for_the_text_that_is_being_embedded_is_an_error(
     wrap: Wrap, asks: list[tuple[str, str]]
 ) -> None:
     model = CallingBack(*asks)
@@ -82,7 +82,7 @@ async def test_asking_for_the_text_that_is_being_embedded(
     assert await embeddings.aembed_query("other") == [1.0]
 
 
-def test_two_flights_that_wait_for_each_other(wrap: Wrap) -> None:
+def test_two_flights_that_wait_for_each_other_fail(wrap: Wrap) -> None:
     # Each runs in a thread of its own, and asks for the other's text.
     model = CallingBack(("a", "b"), ("b", "a"))
     model.outer = embeddings = wrap(model, attempts=1)
@@ -92,7 +92,7 @@ def test_two_flights_that_wait_for_each_other(wrap: Wrap) -> None:
     assert embeddings.wait_for_prefetch("b", timeout=30) is False
 
 
-def test_asking_for_another_text_of_the_same_batch(wrap: Wrap) -> None:
+def test_asking_for_another_text_of_the_same_batch_fails_it(wrap: Wrap) -> None:
     model = CallingBack(("a", "b"))
     model.outer = embeddings = wrap(model, attempts=1, symmetric=True)
     embeddings.prefetch_many(["a", "b"])

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.testing import Gate, ScriptedEmbeddings
+from tests.helpers import PATIENCE, QueriesTakenIn, SyncSideOnly
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 
@@ -23,20 +23,6 @@ LOOPS = 2
 COROUTINES_PER_LOOP = 32
 QUERIES_PER_ROUND = THREADS + LOOPS * COROUTINES_PER_LOOP
 PREFETCHES_PER_ROUND = THREADS // 2 + LOOPS * COROUTINES_PER_LOOP // 2
-HANGING_SECONDS = 30.0
-
-
-class SyncSideOnly(Embeddings):
-    """A model whose async methods are LangChain's: the sync ones, in the loop's executor."""
-
-    def __init__(self, model: ScriptedEmbeddings) -> None:
-        self._model = model
-
-    def embed_query(self, text: str) -> list[float]:
-        return self._model.embed_query(text)
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        return self._model.embed_documents(texts)
 
 
 class Crowd:
@@ -47,24 +33,16 @@ class Crowd:
 
     def __init__(self, embeddings: PrefetchingEmbeddings) -> None:
         self._embeddings = embeddings
-        self._lined_up = threading.Barrier(THREADS + LOOPS + 1, timeout=HANGING_SECONDS)
+        self._lined_up = threading.Barrier(THREADS + LOOPS + 1, timeout=PATIENCE)
         self._text: str | None = None
         self._answers: list[list[float]] = []
         self._gate: Gate | None = None
-        self._taken_in: threading.Semaphore | None = None
+        self._taken_in: QueriesTakenIn
         self._failures: list[BaseException] = []
 
     @contextmanager
     def gathered(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        enter = self._embeddings._flights.enter
-
-        def telling(*args: Any, **options: Any) -> Any:
-            met = enter(*args, **options)
-            if self._taken_in is not None:
-                self._taken_in.release()
-            return met
-
-        monkeypatch.setattr(self._embeddings._flights, "enter", telling)
+        self._taken_in = QueriesTakenIn(self._embeddings, monkeypatch)
         with ThreadPoolExecutor(THREADS + LOOPS) as pool:
             members = [pool.submit(self._thread, number) for number in range(THREADS)]
             members += [pool.submit(asyncio.run, self._loop()) for _ in range(LOOPS)]
@@ -88,11 +66,10 @@ class Crowd:
         self._text = text
         self._answers = []
         self._gate = gate
-        self._taken_in = None if gate is None else threading.Semaphore(0)
+        self._taken_in.start_anew()
         self._lined_up.wait()
-        if gate is not None and self._taken_in is not None:
-            for _ in range(QUERIES_PER_ROUND):
-                assert self._taken_in.acquire(timeout=HANGING_SECONDS)
+        if gate is not None:
+            self._taken_in.wait_for(QUERIES_PER_ROUND)
             gate.open()
         self._lined_up.wait()
         return self._answers

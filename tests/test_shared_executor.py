@@ -20,26 +20,13 @@ from langchain_core.vectorstores import VectorStoreRetriever
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
 from prefetch_embeddings.testing import ScriptedEmbeddings
+from tests.helpers import PATIENCE, QueriesTakenIn, SyncSideOnly
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 
 TEXT = "how much is it?"
 QUESTIONS = [f"question {number}" for number in range(50)]
 THREADS = 6  # what the executor has by default on a machine with two cores
-HANGING_SECONDS = 30.0
-
-
-class SyncSideOnly(Embeddings):
-    """A model whose async methods are LangChain's: the sync ones, in the loop's executor."""
-
-    def __init__(self, model: ScriptedEmbeddings) -> None:
-        self._model = model
-
-    def embed_query(self, text: str) -> list[float]:
-        return self._model.embed_query(text)
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        return self._model.embed_documents(texts)
 
 
 class Tokenizing(SyncSideOnly):
@@ -137,7 +124,7 @@ async def test_50_turns_over_chroma_share_6_threads(
     ask = retriever(embeddings).ainvoke
     model_calls_before = len(model.calls)
 
-    async with asyncio.timeout(HANGING_SECONDS):
+    async with asyncio.timeout(PATIENCE):
         answers: list[list[Document]] = await turns(embeddings, ask)
 
     assert [document.page_content for (document,) in answers] == QUESTIONS
@@ -155,7 +142,7 @@ async def gathered(
     embeddings: PrefetchingEmbeddings, queries: list[asyncio.Future[list[float]]]
 ) -> list[list[float]]:
     try:
-        async with asyncio.timeout(HANGING_SECONDS):
+        async with asyncio.timeout(PATIENCE):
             return await asyncio.gather(*queries)
     finally:
         embeddings.close()  # lets go of threads that hang
@@ -180,7 +167,7 @@ async def test_threads_that_join_a_flight_in_line_behind_them_get_answers(
 
     queries = [loop.run_in_executor(executor, query) for _ in range(THREADS)]
     for _ in range(THREADS):
-        assert busy.acquire(timeout=HANGING_SECONDS)
+        assert busy.acquire(timeout=PATIENCE)
     if make_model is Tokenizing:
         assert await embeddings.aprefetch(TEXT) is PrefetchOutcome.STARTED
     else:
@@ -215,21 +202,12 @@ async def test_threads_that_join_a_flight_which_needs_one_of_them_later_get_answ
 ) -> None:
     model = ScriptedEmbeddings()
     embeddings = wrap(LookingUpHosts(model))
-    taken_in = threading.Semaphore(0)
-    enter = embeddings._flights.enter
-
-    def telling(*args: Any, **options: Any) -> Any:
-        met = enter(*args, **options)
-        taken_in.release()
-        return met
-
-    monkeypatch.setattr(embeddings._flights, "enter", telling)
+    taken_in = QueriesTakenIn(embeddings, monkeypatch)
     loop = asyncio.get_running_loop()
     gate = model.hold(TEXT)
     await embeddings.aprefetch(TEXT)
     queries = [loop.run_in_executor(executor, query, embeddings) for _ in range(THREADS)]
-    for _ in range(THREADS):  # all have joined; meanwhile the loop has nothing to do
-        assert taken_in.acquire(timeout=HANGING_SECONDS)
+    taken_in.wait_for(THREADS)  # all have joined; meanwhile the loop has nothing to do
     gate.open()
 
     vectors = await gathered(embeddings, queries)

@@ -718,7 +718,7 @@ def test_an_error_does_not_harm_the_timer(
     assert speech.stats().calls == 1
 
 
-def test_from_an_event_loop(wrap: Wrap, model: ScriptedEmbeddings) -> None:
+def test_a_partial_brought_on_a_loop_is_prefetched(wrap: Wrap, model: ScriptedEmbeddings) -> None:
     embeddings = wrap(model)
     speech = UtterancePrefetcher(embeddings, debounce=0.01)
 
@@ -733,7 +733,9 @@ def test_from_an_event_loop(wrap: Wrap, model: ScriptedEmbeddings) -> None:
     assert _last(speech).hit
 
 
-def test_many_threads_on_one_prefetcher(wrap: Wrap, model: ScriptedEmbeddings) -> None:
+def test_what_many_threads_bring_one_prefetcher_adds_up(
+    wrap: Wrap, model: ScriptedEmbeddings
+) -> None:
     embeddings = wrap(model, max_workers=2)
     speech = UtterancePrefetcher(embeddings, debounce=0.001, max_calls=2)
     start = threading.Barrier(8)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from inspect import ismodule
 from pathlib import Path
 from typing import Any
 
-import prefetch_embeddings
+from tests.surface import MEMBERS, PUBLIC, fields
 
 API = Path(__file__).parent / "typing" / "api.py"
 
@@ -54,7 +56,12 @@ def test_pyright_accepts_the_users_code_and_finds_its_errors(tmp_path: Path) -> 
     assert rules == ["reportAssertTypeFailure", "reportUnnecessaryTypeIgnoreComment"]
 
 
-def test_the_users_code_names_the_whole_surface() -> None:
-    words = API.read_text()
-    missing = [name for name in prefetch_embeddings.__all__ if name not in words]
-    assert not missing
+def test_the_users_code_uses_the_whole_surface() -> None:
+    nodes = list(ast.walk(ast.parse(API.read_text())))
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    words = {node.id for node in nodes if isinstance(node, ast.Name)} | attributes
+    public = {name.rpartition(".")[2] for name, thing in PUBLIC.items() if not ismodule(thing)}
+    members = {name.rpartition(".")[2] for name in MEMBERS}
+    members |= {name for thing in PUBLIC.values() for name in fields(thing)}
+    assert not public - words
+    assert not members - attributes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import uuid
 import warnings
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from langchain_qdrant import QdrantVectorStore
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
 from prefetch_embeddings.testing import ScriptedEmbeddings
+from tests.helpers import QueriesTakenIn
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`langchain-community` is being sunset", DeprecationWarning)
@@ -140,12 +140,12 @@ async def test_a_retriever_joins_the_flight_under_way(
     embeddings = wrap(model)
     store = make_store(embeddings)
     gate = model.hold(QUESTION)
-    queries = queries_taken_in(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings, monkeypatch)
     await start(embeddings, prefetch)
     await gate.await_until_entered()
 
     asking = asyncio.create_task(ask(store, search, call))
-    assert await asyncio.to_thread(queries.acquire, timeout=30)
+    await asyncio.to_thread(queries.wait_for, 1)
     gate.open()
 
     assert_answered(await asking)
@@ -179,19 +179,3 @@ async def test_a_retriever_claims_the_flight_that_no_worker_has_begun(
     assert model.calls_for(QUESTION) == 1
     assert embeddings.stats().query_claimed == 1
     assert await embeddings.await_for_prefetch("an earlier question")
-
-
-def queries_taken_in(
-    embeddings: PrefetchingEmbeddings, monkeypatch: pytest.MonkeyPatch
-) -> threading.Semaphore:
-    """A semaphore that each query releases once it has met its flight."""
-    taken_in = threading.Semaphore(0)
-    enter = embeddings._flights.enter
-
-    def telling(*args: Any, **options: Any) -> Any:
-        met = enter(*args, **options)
-        taken_in.release()
-        return met
-
-    monkeypatch.setattr(embeddings._flights, "enter", telling)
-    return taken_in

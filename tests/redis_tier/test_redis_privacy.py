@@ -29,7 +29,7 @@ def assert_private(caplog: pytest.LogCaptureFixture, *others: object) -> None:
         assert "hunter2" not in said
 
 
-def test_nothing_is_told_while_all_goes_well(
+def test_no_text_is_told_while_all_goes_well(
     cached: Any, model: CountingModel, server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[RedisCacheEvent] = []
@@ -47,7 +47,7 @@ def test_nothing_is_told_while_all_goes_well(
             assert b"4711" not in (client.get(key) if client.type(key) == b"string" else b"")
 
 
-def test_nothing_is_told_while_all_goes_wrong(
+def test_no_text_is_told_while_all_goes_wrong(
     cached: Any, model: CountingModel, refusing_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[RedisCacheEvent] = []

@@ -226,7 +226,9 @@ def test_a_cancelled_waiter_disturbs_nobody(cached: Any, server: RedisServer) ->
     asyncio.run(main())
 
 
-def test_redis_that_dies_while_one_waits(cached: Any, fragile_server: RedisServer) -> None:
+def test_redis_that_dies_while_one_waits_ends_the_wait(
+    cached: Any, fragile_server: RedisServer
+) -> None:
     model = GatedModel()
     owner = cached(model, fragile_server.url, single_flight=True, lease=10 * HANG)
     waiter = cached(CountingModel(), fragile_server.url, single_flight=True, lease=10 * HANG)

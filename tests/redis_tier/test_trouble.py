@@ -59,7 +59,9 @@ def face(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_nobody_listens(cached: Any, model: CountingModel, refusing_port: int, face: str) -> None:
+def test_where_nobody_listens_the_model_answers(
+    cached: Any, model: CountingModel, refusing_port: int, face: str
+) -> None:
     embeddings = cached(model, f"redis://127.0.0.1:{refusing_port}/0")
     for number in range(10):
         assert ask(embeddings, face, str(number)) == vector_of(str(number))

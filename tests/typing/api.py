@@ -49,7 +49,11 @@ from prefetch_embeddings import (
     match_spoken,
     prefetch_tap,
 )
-from prefetch_embeddings.existing import CacheBackedEmbeddingsCache, RedisVLEmbeddingsCache
+from prefetch_embeddings.existing import (
+    CacheBackedEmbeddingsCache,
+    ExistingCache,
+    RedisVLEmbeddingsCache,
+)
 from prefetch_embeddings.instrumentation import opentelemetry, prometheus
 from prefetch_embeddings.openai import voice_embeddings
 from prefetch_embeddings.testing import (
@@ -113,6 +117,9 @@ PrefetchingEmbeddings(model, 300.0)  # type: ignore[call-arg]  # keywords only
 PrefetchingEmbeddings(model, ttl="5m")  # type: ignore[arg-type]
 PrefetchingEmbeddings(model, match=str.split)  # type: ignore[arg-type]  # a list has no hash
 PrefetchingEmbeddings(model, retries=2)  # type: ignore[call-arg]
+hedge = Hedge(after=1)
+assert_type((hedge.after, hedge.quantile), tuple[float | None, float | None])
+assert_type(hedge.budget, float)
 Hedge(0.5)  # type: ignore[call-arg]
 
 # --- Prefetching ---------------------------------------------------------------------------------
@@ -125,6 +132,7 @@ assert_type(embeddings.wait_for_prefetch("q", timeout=1), bool)
 assert_type(embeddings.is_ready("q"), bool)
 assert_type(embeddings.expected_wait("q"), float)
 assert_type(embeddings.forget("q"), bool)
+assert_type(embeddings.clear(), None)
 assert_type(embeddings.warm_up(), float)
 embeddings.prefetch(b"q")  # type: ignore[arg-type]
 embeddings.prefetch_many(["a", 1])  # type: ignore[list-item]
@@ -141,7 +149,9 @@ match outcome:
 
 miss = embeddings.explain_miss("q")
 if miss is not None:
-    assert_type((miss.reason.value, miss.nearest_digest), tuple[str, str])
+    assert_type((miss.reason.value, miss.text_digest, miss.nearest_digest), tuple[str, str, str])
+    assert_type((miss.text_length, miss.nearest_length), tuple[int, int])
+    assert_type((miss.similarity, miss.seconds), tuple[float, float])
 
 # --- LangChain -----------------------------------------------------------------------------------
 
@@ -163,20 +173,47 @@ async def use_it_on_a_loop() -> None:
     async with RedisCachedEmbeddings(model, "redis://localhost") as tier:
         assert_type(tier, RedisCachedEmbeddings)
         assert_type(await tier.aembed_query("q"), list[float])
+        assert_type(await tier.aembed_documents(["d"]), list[list[float]])
+        assert_type(await tier.awarm_up(), float)
+    assert_type(await tier.aclose(), None)
 
 
 asyncio.run(use_it_on_a_loop())
 
 with PrefetchingEmbeddings(model) as wrapper:
     assert_type(wrapper, PrefetchingEmbeddings)
+assert_type(wrapper.close(), None)
 
 # --- What it tells -------------------------------------------------------------------------------
 
 before = embeddings.stats()
 during = embeddings.stats() - before
 assert_type(during, PrefetchStats)
-assert_type(during.query_ready, int)
-assert_type(during.hidden_seconds, float)
+assert_type(
+    [
+        during.prefetch_started,
+        during.prefetch_deduplicated,
+        during.prefetch_dropped,
+        during.prefetch_succeeded,
+        during.prefetch_failed,
+        during.prefetch_withdrawn,
+        during.prefetch_retried,
+        during.prefetch_used,
+        during.prefetch_wasted,
+        during.query_ready,
+        during.query_joined,
+        during.query_claimed,
+        during.query_missed,
+        during.query_recovered,
+        during.query_failed,
+        during.query_matched,
+        during.hedge_started,
+        during.hedge_won,
+        during.hedge_denied,
+    ],
+    list[int],
+)
+assert_type((during.hidden_seconds, during.exposed_seconds), tuple[float, float])
 during.query_ready = 0  # type: ignore[misc]  # frozen
 during - 1  # type: ignore[operator]
 
@@ -186,6 +223,19 @@ during - 1  # type: ignore[operator]
 def on_redis_event(event: RedisCacheEvent) -> None:
     assert_type(event.kind, RedisCacheEventKind)
     assert_type((event.count, event.seconds, event.error), tuple[int, float, str | None])
+    match event.kind:
+        case RedisCacheEventKind.HIT | RedisCacheEventKind.MISS | RedisCacheEventKind.SKIPPED:
+            pass
+        case RedisCacheEventKind.CORRUPT | RedisCacheEventKind.ERROR:
+            pass
+        case RedisCacheEventKind.WRITTEN | RedisCacheEventKind.WRITE_DROPPED:
+            pass
+        case RedisCacheEventKind.CARRIED_OVER | RedisCacheEventKind.WAITED:
+            pass
+        case RedisCacheEventKind.BREAKER_OPENED | RedisCacheEventKind.BREAKER_CLOSED:
+            pass
+        case _:
+            assert_never(event.kind)
 
 
 tier = RedisCachedEmbeddings(
@@ -204,8 +254,30 @@ tier = RedisCachedEmbeddings(
     lease=3.0,
 )
 RedisCachedEmbeddings(model, client=redis.Redis(), async_client=redis.asyncio.Redis(), model_id="m")
-assert_type(tier.stats() - tier.stats(), RedisCacheStats)
+redis_stats = tier.stats() - tier.stats()
+assert_type(redis_stats, RedisCacheStats)
+assert_type(
+    [
+        redis_stats.hits,
+        redis_stats.misses,
+        redis_stats.skipped,
+        redis_stats.corrupt,
+        redis_stats.errors,
+        redis_stats.writes,
+        redis_stats.writes_dropped,
+        redis_stats.carried_over,
+        redis_stats.waited,
+    ],
+    list[int],
+)
+assert_type((redis_stats.redis_seconds, redis_stats.waited_seconds), tuple[float, float])
 assert_type(tier.embed_query("q"), list[float])
+assert_type(tier.embed_documents(["d"]), list[list[float]])
+assert_type(tier.warm_up(), float)
+assert_type(tier.flush(timeout=1), bool)
+assert_type(tier.close(), None)
+older: ExistingCache = RedisVLEmbeddingsCache(roles=["query"], model_name="m")
+assert_type(older.vector("q", older.command("q")), list[float] | None)
 PrefetchingEmbeddings(tier, on_event=on_redis_event)  # type: ignore[arg-type]
 CacheBackedEmbeddingsCache(roles=["passage"])  # type: ignore[list-item]
 tier.stats() - embeddings.stats()  # type: ignore[operator]
@@ -216,17 +288,36 @@ spoken = PrefetchingEmbeddings(model, match=match_spoken)
 PrefetchingEmbeddings(model, match=MatchSpoken(fillers=ENGLISH_FILLERS | RUSSIAN_FILLERS))
 speech = UtterancePrefetcher(spoken, debounce=0.3, min_words=3, max_calls=5)
 assert_type(UtterancePrefetcher.for_many_partials(spoken), UtterancePrefetcher)
+assert_type(UtterancePrefetcher.for_few_partials(spoken), UtterancePrefetcher)
+assert_type(UtterancePrefetcher.for_eager_turn_ends(spoken), UtterancePrefetcher)
 UtterancePrefetcher(spoken, 0.3)  # type: ignore[call-arg]  # keywords only
 UtterancePrefetcher(model)  # type: ignore[arg-type]  # prefetches nothing
 assert_type(speech.on_partial("how much"), None)
 assert_type(speech.on_final("how much is it"), None)
 assert_type(speech.reset(), None)
-assert_type(speech.stats() - speech.stats(), SpeechStats)
-assert_type(speech.last_utterance, UtteranceStats | None)
+spoken_so_far = speech.stats() - speech.stats()
+assert_type(spoken_so_far, SpeechStats)
+assert_type((spoken_so_far.utterances, spoken_so_far.calls), tuple[int, int])
+assert_type((spoken_so_far.withdrawn, spoken_so_far.wasted), tuple[int, int])
+assert_type((spoken_so_far.hits, spoken_so_far.lead_seconds), tuple[int, float])
+utterance = speech.last_utterance
+assert_type(utterance, UtteranceStats | None)
+if utterance is not None:
+    assert_type((utterance.calls, utterance.withdrawn, utterance.wasted), tuple[int, int, int])
+    assert_type((utterance.hit, utterance.lead), tuple[bool, float])
 miss = spoken.explain_miss("how much is it")
 assert_type(miss, Miss | None)
 if miss is not None:
     assert_type(miss.reason, MissReason)
+    match miss.reason:
+        case MissReason.NEVER_PREFETCHED | MissReason.GONE:
+            pass
+        case MissReason.REWRITTEN | MissReason.PREFIX:
+            pass
+        case MissReason.PUNCTUATION | MissReason.CASE:
+            pass
+        case _:
+            assert_never(miss.reason)
 prefetch_tap(spoken).invoke("how much is it")
 
 # --- Optional parts ------------------------------------------------------------------------------
@@ -252,10 +343,15 @@ prefetch_embeddings.instrumentation.opentelemetry.instrument(embeddings, name="b
 
 scripted = ScriptedEmbeddings(8, delays={"slow": 0.5})
 ScriptedEmbeddings(delays=lambda text: len(text) / 100)
-assert_type(scripted.hold("q"), Gate)
+gate = scripted.hold("q")
+assert_type(gate, Gate)
+assert_type(gate.wait_until_entered(), None)
+assert_type(gate.open(), None)
+assert_type(gate.hold(), None)
 scripted.fail("q", ValueError(), asyncio.CancelledError())
 scripted.fail("q", ValueError)  # type: ignore[arg-type]  # an instance
 assert_type(scripted.calls, list[tuple[str, tuple[str, ...]]])
+assert_type(scripted.calls_for("q"), int)
 assert_type(scripted.vector("q"), list[float])
 with ManualPrefetchingEmbeddings(scripted, ttl=1.0) as manual:
     assert_type(manual, ManualPrefetchingEmbeddings)
@@ -263,5 +359,28 @@ with ManualPrefetchingEmbeddings(scripted, ttl=1.0) as manual:
     assert_type(manual.time, ManualTime)
     assert_type(manual.executor.run_next(), bool)
     assert_type(manual.executor.run_all(), int)
-    manual.time.advance(1)
+    manual.executor.refusing = True
+    assert_type(len(manual.executor), int)
+    assert_type(manual.time.advance(1), None)
+    assert_type(manual.time.calls_to_come, int)
+    assert_type(manual.time(), float)
 assert_no_leaks(manual)
+
+
+async def hold_it_on_a_loop() -> None:
+    assert_type(await gate.await_until_entered(), None)
+    assert_type(await gate.ahold(), None)
+
+
+asyncio.run(hold_it_on_a_loop())
+
+# --- What the library itself calls ---------------------------------------------------------------
+
+assert_type(manual.executor.submit("job", print), bool)
+assert_type(manual.executor.withdraw("job"), None)
+assert_type(manual.executor.close(), None)
+assert_type(manual.executor.reset_after_fork(), None)
+assert_type(manual.time.call_later(1, print), bool)
+assert_type(manual.time.close(), None)
+assert_type(manual.time.reset_after_fork(), None)
+assert_type(speech.reset_after_fork(), None)
