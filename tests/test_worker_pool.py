@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import queue
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -158,6 +159,16 @@ def test_where_no_thread_can_be_started_nothing_is_taken() -> None:
     assert ran.get(timeout=PATIENCE) == "job"
     pool.close()
     assert pool.join(PATIENCE)
+
+
+def test_no_thread_is_started_while_the_interpreter_shuts_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread = threading.Thread(target=int)
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"^the interpreter is shutting down$"):
+        workers.start(thread)
+    assert thread.ident is None
 
 
 def test_threads_end_after_a_while_without_work(
