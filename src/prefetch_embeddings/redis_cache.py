@@ -575,15 +575,15 @@ class RedisCachedEmbeddings(Embeddings):
         left -= max(0.0, seconds - request.waiting)
         if isinstance(reply, NOT_ASKED):
             return _SKIPPED, left
-        error = _error_in(reply)
+        error, usable = _judge_replies(request.commands, reply)
         if error is None:
             if self._breaker.succeeded():
                 self._recorder.breaker_closed()
-            return reply, left
-        self._recorder.failed(error, seconds)
-        if self._breaker.failed():
-            self._recorder.breaker_opened(error)
-        return _FAILED, left
+        else:
+            self._recorder.failed(error, seconds)
+            if self._breaker.failed():
+                self._recorder.breaker_opened(error)
+        return (reply if usable else _FAILED), left
 
     # -- vectors, in and out
 
@@ -596,7 +596,7 @@ class RedisCachedEmbeddings(Embeddings):
 
     def _judge(self, slot: _Slot, value: Any) -> tuple[list[float] | None, bool]:
         """Return the vector in `value`, and whether there is a value but it does not check."""
-        if value is None:
+        if value is None or _is_error(value):
             return None, False
         try:
             vector = codec.decode(value, slot.digest)
@@ -617,7 +617,7 @@ class RedisCachedEmbeddings(Embeddings):
 
     def _carry_over(self, cache: ExistingCache, slot: _Slot, entry: Any) -> list[float] | None:
         try:
-            if isinstance(entry, Exception):
+            if _is_wrong_type(entry):
                 raise CorruptValueError("an entry of another type")
             vector = cache.vector(slot.text, entry)
             stored = None if vector is None else codec.snapshot(vector)
@@ -625,6 +625,8 @@ class RedisCachedEmbeddings(Embeddings):
             self._recorder.count(Kind.CORRUPT)
             return None
         if stored is not None:
+        if _is_error(entry):
+            return None
             self._put(slot, stored)
         return vector
 
@@ -688,15 +690,29 @@ def _in_order(slots: Sequence[_Slot], vectors: dict[_Slot, list[float]]) -> list
     return ordered
 
 
-def _error_in(reply: Any) -> Exception | None:
-    """Return what went wrong, if a request as a whole did."""
+def _judge_replies(commands: Sequence[Command], reply: Any) -> tuple[Exception | None, bool]:
+    """Return what went wrong with a request, if anything did, and whether its replies are of use.
+
+    Both at once when one server of a cluster is down and the others have answered.
+    """
     if isinstance(reply, Exception):
-        return reply
-    errors = [one for one in reply if isinstance(one, Exception) and not _is_wrong_type(one)]
-    return errors[0] if errors and len(errors) == len(reply) else None
+        return reply, False
+    if len(reply) != len(commands):
+        return ValueError("another number of replies than of commands"), False
+    errors = [one for one in reply if _is_error(one)]
+    broken = [one for one in errors if not isinstance(one, ResponseError)]
+    useless = bool(errors) and len(errors) == len(reply)
+    if broken or useless:
+        return (broken or errors)[0], not useless
+    return None, True
 
 
-def _is_wrong_type(error: Exception) -> bool:
+def _is_error(reply: Any) -> bool:
+    """Return whether nothing is known of what stands under the key."""
+    return isinstance(reply, Exception) and not _is_wrong_type(reply)
+
+
+def _is_wrong_type(reply: Any) -> bool:
     """Return whether Redis is well, and only something else stands under the key."""
     return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
 

@@ -452,6 +452,60 @@ def test_any_exception_of_a_client_is_survived(
     embeddings.close()
 
 
+class PartlyAnswering(redis.Redis):
+    """What a cluster's client is when one of its servers is down."""
+
+    def pipeline(self, *args: Any, **options: Any) -> Any:
+        pipeline = super().pipeline(*args, **options)
+        execute = pipeline.execute
+
+        def partly(**more: Any) -> list[Any]:
+            first, *others = execute(**more)
+            return [first, *(redis.ConnectionError("down") for _ in others)]
+
+        pipeline.execute = partly  # type: ignore[assignment, method-assign]
+        return pipeline
+
+
+def test_what_one_server_of_several_answers_is_used(
+    cached: Any, model: CountingModel, server: RedisServer, face: str
+) -> None:
+    filler = cached(model)
+    ask_many(filler, face, list("abc"))
+    assert filler.flush(HANG)
+    with PartlyAnswering(port=server.port) as client:
+        older = [CacheBackedEmbeddingsCache(roles=["document"])]
+        embeddings = cached(model, client=client, read_through=older)
+        for _ in range(3):
+            assert ask_many(embeddings, face, list("abc")) == [
+                vector_of(text, "document") for text in "abc"
+            ]
+            assert embeddings.flush(HANG)
+            embeddings._breaker.succeeded()
+        stats = embeddings.stats()
+        assert stats.hits >= 3
+        assert stats.corrupt == 0, "nobody knows what stands there"
+        assert stats.errors >= 3
+        embeddings.close()
+
+
+def test_another_number_of_replies_than_of_commands_is_an_error(
+    cached: Any, model: CountingModel, server: RedisServer, face: str
+) -> None:
+    class Short(PartlyAnswering):
+        def pipeline(self, *args: Any, **options: Any) -> Any:
+            pipeline = redis.Redis.pipeline(self, *args, **options)
+            pipeline.execute = lambda **more: [None]  # type: ignore[method-assign]
+            return pipeline
+
+    with Short(port=server.port) as client:
+        embeddings = cached(model, client=client)
+        assert ask_many(embeddings, face, ["a", "b"]) == [vector_of(t, "document") for t in "ab"]
+        assert (embeddings.stats().misses, embeddings.stats().corrupt) == (2, 0)
+        assert embeddings.stats().errors >= 1
+        embeddings.close()
+
+
 async def test_more_coroutines_than_slots_all_get_their_vector(
     cached: Any, model: CountingModel, server: RedisServer
 ) -> None:
