@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from prefetch_embeddings import codec, warming
 from prefetch_embeddings.codec import CorruptValueError, Role
 from prefetch_embeddings.model_id import derive_dimensions, derive_model_id
-from prefetch_embeddings.redis_tier import async_connections, deadline, lease, transport
+from prefetch_embeddings.redis_tier import async_connections, deadline, lease
 from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
 from prefetch_embeddings.redis_tier.lease import can_share_a_slot
 from prefetch_embeddings.redis_tier.stats import (
@@ -188,7 +188,7 @@ class RedisCachedEmbeddings(Embeddings):
         }
         self._url = url
         self._client = client
-        self._async_client = async_client
+        self._given_async = None if async_client is None else GivenAsyncClient(async_client)
         self._ttl_milliseconds = None if ttl is None else max(1, round(ttl * 1000))
         self._prefix = prefix
         self._timeout = timeout
@@ -221,6 +221,13 @@ class RedisCachedEmbeddings(Embeddings):
             recorder=self._recorder,
         )
 
+    def _start_after_fork(self) -> None:
+        _left_behind.append((self._transport, self._async_transport))
+        if self._given_async is not None:
+            _left_behind.append(self._given_async.elsewhere)
+            self._given_async.reset_after_fork()
+        self._start()
+
     def _make_transport(self) -> SyncTransport | None:
         if self._url is not None:
             return OwnClient(self._url)
@@ -232,8 +239,9 @@ class RedisCachedEmbeddings(Embeddings):
             without = OwnAsyncClients(self._url)
         elif isinstance(self._transport, GivenClient):
             without = AsyncOverThreads(self._transport)
-        if self._async_client is not None:
-            return GivenAsyncClient(self._async_client, elsewhere=without)
+        if self._given_async is not None:
+            self._given_async.elsewhere = without
+            return self._given_async
         assert without is not None  # noqa: S101 - one of the three is there
         return without
 
@@ -574,6 +582,7 @@ class RedisCachedEmbeddings(Embeddings):
         self._recorder.spent(seconds, request.waiting)
         left -= max(0.0, seconds - request.waiting)
         if isinstance(reply, NOT_ASKED):
+            self._breaker.not_tried()
             return _SKIPPED, left
         error, usable = _judge_replies(request.commands, reply)
         if error is None:
@@ -616,6 +625,8 @@ class RedisCachedEmbeddings(Embeddings):
             return None
 
     def _carry_over(self, cache: ExistingCache, slot: _Slot, entry: Any) -> list[float] | None:
+        if _is_error(entry):
+            return None
         try:
             if _is_wrong_type(entry):
                 raise CorruptValueError("an entry of another type")
@@ -625,8 +636,6 @@ class RedisCachedEmbeddings(Embeddings):
             self._recorder.count(Kind.CORRUPT)
             return None
         if stored is not None:
-        if _is_error(entry):
-            return None
             self._put(slot, stored)
         return vector
 
@@ -714,7 +723,7 @@ def _is_error(reply: Any) -> bool:
 
 def _is_wrong_type(reply: Any) -> bool:
     """Return whether Redis is well, and only something else stands under the key."""
-    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
+    return isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")
 
 
 _instances: Final[weakref.WeakSet[RedisCachedEmbeddings]] = weakref.WeakSet()
@@ -730,11 +739,9 @@ def _flush_at_exit() -> None:
 
 def _start_after_fork() -> None:
     deadline.reset_after_fork()
-    transport.reset_after_fork()
     async_connections.reset_after_fork()
     for cache in list(_instances):
-        _left_behind.append((cache._transport, cache._async_transport))  # noqa: SLF001
-        cache._start()  # noqa: SLF001
+        cache._start_after_fork()  # noqa: SLF001
 
 
 if hasattr(os, "register_at_fork"):

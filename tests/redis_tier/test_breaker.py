@@ -98,6 +98,22 @@ def test_a_probe_that_fails_costs_another_pause_from_then_on() -> None:
     assert breaker.allows()
 
 
+def test_a_probe_that_does_not_try_leaves_it_to_the_next() -> None:
+    clock = ManualTime()
+    breaker = opened(clock)
+    breaker.not_tried()
+    assert breaker.allows(), "it was nobody's fault"
+    clock.advance(1.0)
+    assert not breaker.allows()
+    breaker.not_tried()
+    assert breaker.allows()
+    clock.advance(1.0)
+    breaker.succeeded()
+    breaker.not_tried()
+    breaker.failed()
+    assert not breaker.allows(), "what was said while it was closed gives no probe"
+
+
 def test_a_probe_that_succeeds_closes_it() -> None:
     breaker = opened(ManualTime())
     assert breaker.succeeded()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
@@ -19,7 +20,9 @@ import pytest
 import redis.asyncio
 import trustme
 
-from tests.helpers import until
+from prefetch_embeddings.redis_tier.breaker import PAUSE, CircuitBreaker
+from prefetch_embeddings.testing import ManualTime
+from tests.helpers import auntil, until
 from tests.redis_tier.models import CountingModel, vector_of
 from tests.redis_tier.server import HANG, RedisServer
 
@@ -78,8 +81,6 @@ def test_a_loop_that_is_just_closed(cached: Any, model: CountingModel, server: R
         loop.close()
     assert embeddings.stats().errors == 0
     assert len(embeddings._async_transport._of_loop) == 1  # the older ones were forgotten
-    import gc
-
     embeddings._async_transport._of_loop.clear()
     del loop
     gc.collect()
@@ -181,8 +182,6 @@ async def test_a_fork_on_an_event_loop_leaves_the_parents_connections(
     assert await asyncio.to_thread(embeddings.flush, HANG)
 
     def child() -> None:
-        import gc
-
         embeddings.close()
         gc.collect()
 
@@ -217,6 +216,54 @@ async def test_a_forked_child_leaves_the_parents_async_client_alone(
         for _ in range(5):
             assert await embeddings.aembed_query("text") == vector_of("text")
         assert (embeddings.stats().hits, embeddings.stats().errors) == (5, 0)
+        await embeddings.aclose()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_nor_does_the_child_use_it_where_its_loop_is_free(
+    cached: Any, model: CountingModel, server: RedisServer, closed: bool
+) -> None:
+    before = server.connections()
+    embeddings = cached(model, async_client=redis.asyncio.Redis(port=server.port))
+
+    async def ask() -> None:
+        assert await embeddings.aembed_query("text") == vector_of("text")
+        await auntil(lambda: embeddings.flush(0.0))
+
+    def parent() -> None:  # itself a child, since it leaves an open connection behind
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(ask())
+        if closed:
+            loop.close()
+
+        def child() -> None:
+            for _ in range(3):
+                asyncio.run(ask()) if closed else loop.run_until_complete(ask())
+            stats = embeddings.stats()
+            assert (stats.skipped, stats.errors, stats.hits) == (3, 0, 0)
+
+        in_child(child)
+        assert server.connections() == before + 1
+
+    in_child(parent)
+    until(lambda: server.connections() == before)
+
+
+async def test_another_loop_does_not_use_up_the_probe_of_an_open_breaker(
+    cached: Any, model: CountingModel, server: RedisServer
+) -> None:
+    async with redis.asyncio.Redis(port=server.port) as client:
+        embeddings = cached(model, async_client=client)
+        await embeddings.aembed_query("text")
+        assert await asyncio.to_thread(embeddings.flush, HANG)
+        clock = ManualTime()
+        embeddings._breaker = CircuitBreaker(failures=1, clock=clock)
+        embeddings._breaker.failed()
+        clock.advance(PAUSE)
+        await asyncio.to_thread(asyncio.run, embeddings.aembed_query("text"))
+        assert await embeddings.aembed_query("text") == vector_of("text")
+        assert embeddings._breaker.closed
+        assert (embeddings.stats().hits, embeddings.stats().skipped) == (1, 1)
         await embeddings.aclose()
 
 

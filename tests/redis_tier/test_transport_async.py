@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -135,6 +136,9 @@ class Elsewhere:
         assert seconds == PATIENCE
         return ["elsewhere"] * len(commands)
 
+    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return True
+
     def close(self) -> None:
         self.closed.append("close")
 
@@ -144,7 +148,7 @@ class Elsewhere:
 
 async def test_an_async_client_is_asked_on_its_loop() -> None:
     client = FakeAsyncClient(echo)
-    given = GivenAsyncClient(client, None)
+    given = GivenAsyncClient(client)
     assert await given.execute([GET], PATIENCE) == ["key"]
     assert not client.pipelines
     assert await given.execute([GET, ("GET", "other")], PATIENCE) == ["key", "other"]
@@ -160,41 +164,72 @@ async def test_an_error_that_an_async_client_raises_for_an_answer_stands_in_its_
     async def refuse(*command: str) -> None:
         raise error
 
-    assert await GivenAsyncClient(FakeAsyncClient(refuse), None).execute([GET], PATIENCE) == [error]
+    assert await GivenAsyncClient(FakeAsyncClient(refuse)).execute([GET], PATIENCE) == [error]
 
 
 async def test_an_async_client_has_so_much_time_and_no_more() -> None:
-    given = GivenAsyncClient(FakeAsyncClient(AsyncGate()), None)
+    given = GivenAsyncClient(FakeAsyncClient(AsyncGate()))
     with pytest.raises(TimeoutError):
         await given.execute([GET], 0.0)
 
 
-def test_an_async_client_serves_the_loop_that_uses_it_first() -> None:
-    client = FakeAsyncClient(echo)
-    alone, with_threads = GivenAsyncClient(client, None), GivenAsyncClient(client, Elsewhere())
-    first = asyncio.new_event_loop()
-    assert first.run_until_complete(alone.execute([GET], PATIENCE)) == ["key"]
+def with_elsewhere(client: Any) -> tuple[GivenAsyncClient, Elsewhere]:
+    given = GivenAsyncClient(client)
+    given.elsewhere = elsewhere = Elsewhere()
+    return given, elsewhere
+
+
+@pytest.mark.parametrize("end", ["closed", "stopped"])
+def test_an_async_client_serves_the_loop_that_uses_it_first(end: str) -> None:
+    given = GivenAsyncClient(FakeAsyncClient(echo))
 
     async def elsewhere() -> None:
+        assert not given.serves(asyncio.get_running_loop())
         with pytest.raises(NotAsked):
-            await alone.execute([GET], PATIENCE)
-        assert await with_threads.execute([GET], PATIENCE) == ["elsewhere"]
+            await given.execute([GET], PATIENCE)
+        given.elsewhere = Elsewhere()
+        assert given.serves(asyncio.get_running_loop())
+        assert await given.execute([GET], PATIENCE) == ["elsewhere"]
 
-    asyncio.run(elsewhere())
-    assert first.run_until_complete(with_threads.execute([GET], PATIENCE)) == ["key"]
-    first.close()
-    # Its connections went with its loop: the next one may make new ones.
-    assert asyncio.run(alone.execute([GET], PATIENCE)) == ["key"]
+    async def first() -> None:
+        assert given.serves(asyncio.get_running_loop())
+        assert await given.execute([GET], PATIENCE) == ["key"]
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        assert await given.execute([GET], PATIENCE) == ["key"]
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(first())
+    if end == "closed":
+        loop.close()
+    given.elsewhere = None
+    # Its loop runs no more: the next one may have it.
+    assert asyncio.run(given.execute([GET], PATIENCE)) == ["key"]
+    loop.run_until_complete(loop.shutdown_default_executor()) if end == "stopped" else None
+    loop.close()
+
+
+async def test_an_async_client_stays_in_the_process_that_uses_it_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = GivenAsyncClient(FakeAsyncClient(echo))
+    assert await given.execute([GET], PATIENCE) == ["key"]
+    process = os.getpid()
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: process + 1)
+        with given._lock:
+            given.reset_after_fork()  # another of the parent's threads holds it
+            with pytest.raises(NotAsked):
+                await given.execute([GET], PATIENCE)
+    assert await given.execute([GET], PATIENCE) == ["key"]
 
 
 async def test_closing_reaches_what_serves_the_other_loops() -> None:
-    elsewhere = Elsewhere()
-    given = GivenAsyncClient(FakeAsyncClient(echo), elsewhere)
+    given, elsewhere = with_elsewhere(FakeAsyncClient(echo))
     given.close()
     assert elsewhere.closed == ["close"]
     await given.aclose()
     assert elsewhere.closed == ["close", "aclose"]
-    await GivenAsyncClient(FakeAsyncClient(echo), None).aclose()
+    await GivenAsyncClient(FakeAsyncClient(echo)).aclose()
 
 
 def test_what_is_known_of_an_async_client() -> None:
@@ -202,9 +237,9 @@ def test_what_is_known_of_an_async_client() -> None:
         def get_connection_kwargs(self) -> dict[str, float]:
             return {"socket_timeout": 7}
 
-    assert GivenAsyncClient(Client(), None).patience == 7.0
-    assert GivenAsyncClient(object(), None).patience == 5.0
-    assert GivenAsyncClient(Client(), OwnAsyncClients("redis://localhost")).patience == 5.0
+    assert GivenAsyncClient(Client()).patience == 7.0
+    assert GivenAsyncClient(object()).patience == 5.0
+    assert with_elsewhere(Client())[0].patience == 5.0
 
 
 # -- clients of its own, one for each loop

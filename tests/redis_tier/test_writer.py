@@ -54,13 +54,16 @@ class Scene:
         self, *, sync: bool, ttl_milliseconds: int | None, listener: Callable[..., None] | None
     ) -> None:
         self.requests: list[list[Any]] = []
+        self.foreign: asyncio.AbstractEventLoop | None = None  # a loop that Redis is not reached on
         self.replies: list[Any] = []
         self.events: list[RedisCacheEvent] = []
         self.breaker = CircuitBreaker(failures=2, clock=ManualTime())
         self.executor = Executor()
         self.opened = asyncio.Event()
         transport: Any = SimpleNamespace(execute=self._execute)
-        async_transport: Any = SimpleNamespace(execute=self._aexecute)
+        async_transport: Any = SimpleNamespace(
+            execute=self._aexecute, serves=lambda loop: loop is not self.foreign
+        )
         self.writer = Writer(
             transport if sync else None,
             async_transport,
@@ -482,6 +485,20 @@ def test_a_loop_that_ended_leaves_the_writing_to_the_next(on_loop: Scene) -> Non
     with pytest.raises(asyncio.CancelledError):
         ended.run_until_complete(first)
     ended.close()
+
+
+async def test_a_loop_that_does_not_reach_redis_takes_nothing_from_others(on_loop: Scene) -> None:
+    async def elsewhere() -> None:
+        on_loop.foreign = asyncio.get_running_loop()
+        on_loop.put(write("foreign", 1.0))
+
+    on_loop.put(write("1", 1.0))
+    await asyncio.to_thread(asyncio.run, elsewhere())
+    assert on_loop.told() == [RedisCacheEvent(Kind.WRITE_DROPPED, 1)]
+    assert on_loop.writer.find("foreign") is None
+    on_loop.opened.set()
+    await on_loop.ended()
+    assert on_loop.requests == [[stored("1", 1.0)]]
 
 
 def test_where_no_loop_runs_any_more_it_is_dropped(on_loop: Scene) -> None:

@@ -55,6 +55,12 @@ class CircuitBreaker:
             self._probe_at = now + self._pause
             return True
 
+    def not_tried(self) -> None:
+        """Note that whoever was allowed to try did not: if it was the probe, another may."""
+        with self._lock:
+            if not self.closed:
+                self._probe_at = self._clock()
+
     def succeeded(self) -> bool:
         """Note a success. True: it has just closed the breaker."""
         if not self._in_a_row:

@@ -26,8 +26,8 @@ class RedisCacheStats(Snapshot):
     Attributes:
         hits: Texts whose vector came out of Redis, or out of what waits to be written there.
         misses: Texts that the model had to embed although Redis could be asked.
-        skipped: Texts that the model embedded without asking Redis: the breaker was open, or this
-            process had as much under way as it may.
+        skipped: Texts that the model embedded without asking Redis: the breaker was open, this
+            process had as much under way as it may, or its async client is another loop's.
         corrupt: Values that did not check (counted as misses, too), of an older cache or our own.
         errors: Requests to Redis that failed or took too long.
         writes: Vectors stored.

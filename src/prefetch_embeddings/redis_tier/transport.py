@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
-import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -76,9 +76,11 @@ class SyncTransport(Protocol):
 
 
 class AsyncTransport(Protocol):
-    """Reaches Redis from any event loop. Attributes as for `SyncTransport`."""
+    """Reaches Redis from any event loop."""
 
-    patience: float
+    @property
+    def patience(self) -> float:
+        """As for `SyncTransport`."""
 
     async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
         """Return the replies in order, or raise, within `seconds`."""
@@ -88,6 +90,9 @@ class AsyncTransport(Protocol):
 
     async def aclose(self) -> None:
         """Do so, and have let go of the running loop's when it returns."""
+
+    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Return whether coroutines on `loop` can reach Redis."""
 
 
 class OwnClient:
@@ -260,63 +265,67 @@ class AsyncOverThreads:
     async def aclose(self) -> None:
         """Do nothing either."""
 
+    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:  # noqa: ARG002 - it serves all
+        """Return True."""
+        return True
+
 
 class GivenAsyncClient:
     """An async client that the user made, for one event loop; `elsewhere` serves the others.
 
-    Its connections belong to the loop that uses it first, and must not be used on another, nor in a
-    forked child, where they would be shared with the parent.
+    Its connections belong to the loop that uses it first, as long as that runs. On another they
+    raise, and in a forked child each process would read the other's replies. So it stays what it
+    is across forks, and only gets another `elsewhere`.
     """
 
-    def __init__(self, client: Any, elsewhere: AsyncTransport | None) -> None:
-        own = _patience_of(client)
-        self.patience = own if elsewhere is None else min(own, elsewhere.patience)
+    def __init__(self, client: Any) -> None:
         self._client = client
-        self._elsewhere = elsewhere
+        self._lock = threading.Lock()
+        # Guarded by _lock:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process: int | None = None
+        self.elsewhere: AsyncTransport | None = None
+
+    @property
+    def patience(self) -> float:
+        """After how many seconds without an answer a connection gives up by itself."""
+        own = _patience_of(self._client)
+        return own if self.elsewhere is None else min(own, self.elsewhere.patience)
 
     async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
         """Return the replies in order, or raise, within `seconds`."""
-        if _loop_of(self._client) is asyncio.get_running_loop():
+        if self._is_of(asyncio.get_running_loop()):
             async with asyncio.timeout(seconds):
                 return await _aexecute(self._client, commands)
-        if self._elsewhere is None:
+        if self.elsewhere is None:
             raise NotAsked
-        return await self._elsewhere.execute(commands, seconds)
+        return await self.elsewhere.execute(commands, seconds)
+
+    def _is_of(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Return whether the client is `loop`'s to use; from now on it is, if it is nobody's."""
+        with self._lock:
+            if self._loop is None or not self._loop.is_running():
+                self._process = self._process or os.getpid()
+                self._loop = loop
+            return self._loop is loop and self._process == os.getpid()
+
+    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Return whether coroutines on `loop` can reach Redis."""
+        return self.elsewhere is not None or self._is_of(loop)
+
+    def reset_after_fork(self) -> None:
+        """Start anew in a forked child, where nobody will release the lock."""
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Leave the client open: it is the user's."""
-        if self._elsewhere is not None:
-            self._elsewhere.close()
+        if self.elsewhere is not None:
+            self.elsewhere.close()
 
     async def aclose(self) -> None:
         """Leave the client open: it is the user's."""
-        if self._elsewhere is not None:
-            await self._elsewhere.aclose()
-
-
-_loops: Final[weakref.WeakKeyDictionary[Any, weakref.ref[asyncio.AbstractEventLoop]]] = (
-    weakref.WeakKeyDictionary()
-)
-"""Of async clients, for all tiers together and across forks. Guarded by `_loops_lock`."""
-
-_loops_lock = threading.Lock()
-
-
-def _loop_of(client: Any) -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that `client` belongs to: the running one, if to none that is open."""
-    with _loops_lock:
-        known = _loops.get(client)
-        loop = None if known is None else known()
-        if loop is None or loop.is_closed():
-            loop = asyncio.get_running_loop()
-            _loops[client] = weakref.ref(loop)
-        return loop
-
-
-def reset_after_fork() -> None:
-    """Start anew in a forked child, where nobody will release the lock. The clients stay bound."""
-    global _loops_lock  # noqa: PLW0603 - one of the parent's threads may hold the old one
-    _loops_lock = threading.Lock()
+        if self.elsewhere is not None:
+            await self.elsewhere.aclose()
 
 
 class OwnAsyncClients:
@@ -388,6 +397,10 @@ class OwnAsyncClients:
         if mine is not None:
             await mine.close()
         self.close()
+
+    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:  # noqa: ARG002 - it serves all
+        """Return True."""
+        return True
 
 
 class _LoopClient:

@@ -89,8 +89,9 @@ class Writer:
 
     def put(self, write: Write) -> None:
         """Have `write` brought to Redis soon. Never waits; counts it as dropped if it can't be."""
+        here = self._transport is not None or self._serves_running_loop()
         with self._changed:
-            accepted = not self._closed and self._bytes + write.size <= MAX_BYTES
+            accepted = here and not self._closed and self._bytes + write.size <= MAX_BYTES
             start = accepted and not self._draining and self._transport is not None
             if accepted:
                 self._enqueue(write)
@@ -152,12 +153,14 @@ class Writer:
             finally:
                 self._finished(batch)
 
-    def _start_task(self) -> None:
+    def _serves_running_loop(self) -> bool:
         try:
-            loop = asyncio.get_running_loop()
+            return self._async_transport.serves(asyncio.get_running_loop())
         except RuntimeError:  # a coroutine was thrown away after its event loop
-            self._drop_waiting()
-            return
+            return False
+
+    def _start_task(self) -> None:
+        loop = asyncio.get_running_loop()
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
             self._task = loop.create_task(self._adrain())
 
