@@ -2,7 +2,7 @@
 
 Each pair is explored with one preemption, at every bytecode; and, with `SCHEDULES_DEEP=1`, with two
 at every line. Each has a wrong variant, a small and likely mistake, which the exploration must
-catch. `pytest -s` shows how many schedules that were.
+catch. `pytest -s` shows how many schedules that were; `make schedules` goes deep, and shows it too.
 
 What this cannot see:
 
@@ -56,6 +56,17 @@ depths = pytest.mark.parametrize(
         pytest.param(LINES, id="lines", marks=[] if DEEP else pytest.mark.skip("for a long run")),
     ],
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def total() -> Iterator[None]:
+    """Says at the end how many schedules were explored in all."""
+    explorations.clear()
+    yield
+    print(f"\n{sum(explorations):,} schedules in {len(explorations)} explorations")
+
+
+explorations: list[int] = []
 
 
 class PrefetchError(Exception):
@@ -124,6 +135,7 @@ def explored(pair: Callable[..., Any], depth: dict[str, Any], *, wrong: bool = T
 
     with mock.patch.object(flights, "Future", future), quiet():
         found = explore(make, [*files, __file__] if wrong else files, **depth)
+    explorations.append(found.schedules)
     kind = "wrong" if wrong else "right"
     print(f"{kind} {pair.__name__}, {depth}: {found.schedules} schedules")
     return found
