@@ -4,7 +4,7 @@ VENVS ?= .
 DEMO := $(VENVS)/.venv-demo
 TEST := $(VENVS)/.venv-test
 
-.PHONY: help demo test lint bench soak repeat mutants clean
+.PHONY: help demo test lint bench soak repeat schedules mutants clean
 
 help:
 	@echo "make demo   a voice bot's turn with and without prefetching, side by side"
@@ -12,6 +12,7 @@ help:
 	@echo "make bench  the benchmark table"
 	@echo "make soak   ten minutes of traffic, failures and a Redis that comes and goes"
 	@echo "make repeat all tests twenty times on a loaded machine, threads switching all the time"
+	@echo "make schedules  the core's threads in every order with up to two switches: some minutes"
 	@echo "make mutants  change the core line by line; do the tests notice?"
 	@echo "make clean  remove the environments"
 
@@ -34,6 +35,9 @@ soak: $(TEST)/installed
 
 repeat: $(TEST)/installed
 	$(TEST)/bin/python -m tests.repeated $(ARGS)
+
+schedules: $(TEST)/installed
+	SCHEDULES_DEEP=1 $(TEST)/bin/python -m pytest -s --timeout 1200 tests/test_schedules.py $(ARGS)
 
 mutants: $(TEST)/installed
 	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[mutation]'

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
+from prefetch_embeddings.flights import Flight
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 from tests.helpers import Call, auntil, until
 
@@ -49,6 +50,49 @@ def test_query_passes_a_full_queue_and_hanging_workers(
     assert embeddings.embed_query("c") == model.vector("c")
     assert embeddings.embed_query("new") == model.vector("new")
     gate.open()
+
+
+class _NotingThreads(ScriptedEmbeddings):
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: dict[str, threading.Thread] = {}
+
+    def embed_query(self, text: str) -> list[float]:
+        self.threads[text] = threading.current_thread()
+        return super().embed_query(text)
+
+
+@pytest.mark.parametrize("when", ["while it is queued", "just after the worker took it"])
+def test_the_worker_outlives_the_claim_of_its_job(
+    wrap: Wrap, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    model = _NotingThreads()
+    embeddings = wrap(model, max_workers=1)
+    gate = model.hold("first")
+    embeddings.prefetch("first")
+    gate.wait_until_entered()
+    embeddings.prefetch("q")
+    embeddings.prefetch("behind it")
+    if when == "while it is queued":
+        assert embeddings.embed_query("q") == model.vector("q")
+    else:
+        claim = embeddings._flights.claim
+
+        def claim_too_late(flights: Iterable[Flight[list[float]]]) -> list[Flight[list[float]]]:
+            if [flight.text for flight in flights] == ["q"]:
+                assert Call(embeddings.embed_query, "q").result() == model.vector("q")
+            return claim(flights)
+
+        monkeypatch.setattr(embeddings._flights, "claim", claim_too_late)
+    gate.open()
+    until(lambda: embeddings.is_ready("behind it"))
+    assert embeddings.prefetch("later") is PrefetchOutcome.STARTED
+    until(lambda: embeddings.is_ready("later"))
+    worker = model.threads["first"]
+    assert model.threads["behind it"] is model.threads["later"] is worker
+    assert model.threads["q"] is not worker
+    assert model.calls_for("q") == 1
+    assert embeddings.stats().query_claimed == 1
 
 
 def test_query_joins_a_running_flight(wrap: Wrap, model: ScriptedEmbeddings) -> None:

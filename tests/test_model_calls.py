@@ -12,7 +12,7 @@ from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
-from tests.helpers import Call, auntil, until
+from tests.helpers import PATIENCE, Call, auntil, until
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 Manual = Callable[..., ManualPrefetchingEmbeddings]
@@ -127,6 +127,41 @@ def test_whatever_a_worker_raises_completes_its_flight(
     assert embeddings.embed_query("q") == model.vector("q")
     embeddings.prefetch("next")
     assert embeddings.wait_for_prefetch("next", timeout=30), "the worker died of it"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()],
+    ids=lambda error: type(error).__name__,
+)
+async def test_whatever_a_worker_raises_completes_every_flight_of_its_batch(
+    wrap: Wrap, model: ScriptedEmbeddings, error: BaseException
+) -> None:
+    embeddings = wrap(model, max_workers=1, symmetric=True)
+    gate = model.hold("a")
+    model.fail("a", error)
+    embeddings.prefetch_many(list("abcde"))
+    gate.wait_until_entered()
+    flights = list(embeddings._flights._by_key.values())
+    thread = Call(embeddings.embed_query, "a")
+    coroutine = asyncio.create_task(embeddings.aembed_query("b"))
+    waiting = Call(embeddings.wait_for_prefetch, "c")
+    awaiting = asyncio.create_task(embeddings.await_for_prefetch("d"))
+    await auntil(lambda: sum(flight.waiters for flight in flights) == 4)
+    futures = [flight.future for flight in flights if flight.future is not None]
+    gate.open()
+    assert await asyncio.wait_for(coroutine, PATIENCE) == model.vector("b")
+    assert await asyncio.wait_for(awaiting, PATIENCE) is False
+    assert thread.result() == model.vector("a")
+    assert waiting.result() is False
+    assert [future.done() for future in futures] == [True] * 4
+    await auntil(lambda: all(flight.ended for flight in flights))  # also the one nobody awaits
+    stats = embeddings.stats()
+    assert (stats.query_joined, stats.query_recovered, stats.prefetch_failed) == (2, 2, 5)
+    embeddings.prefetch_many(["e", "next"])
+    for text in ("e", "next"):
+        waited = await asyncio.to_thread(embeddings.wait_for_prefetch, text, PATIENCE)
+        assert waited, "the worker died of it"
 
 
 @pytest.mark.parametrize("error", [GeneratorExit(), asyncio.CancelledError()], ids=repr)

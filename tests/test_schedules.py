@@ -2,7 +2,7 @@
 
 Each pair is explored with one preemption, at every bytecode; and, with `SCHEDULES_DEEP=1`, with two
 at every line. Each has a wrong variant, a small and likely mistake, which the exploration must
-catch. `pytest -s` shows how many schedules that were.
+catch. `pytest -s` shows how many schedules that were; `make schedules` goes deep, and shows it too.
 
 What this cannot see:
 
@@ -11,14 +11,17 @@ What this cannot see:
   as one step.
 * Event loops. Coroutines switch where they await; tests of their own hold them there by gates.
 * Memory that is weaker than the interpreter's lock makes it: free-threaded builds.
-* The real `threading.Lock`, `SimpleQueue` and waits on a `Future`: stand-ins that let the explorer
-  switch take their place, so it takes on trust that the real ones do what they say.
+* The real `threading.Lock`, `SimpleQueue`, waits on a `Future` and starts of threads: stand-ins
+  that let the explorer switch take their place, so it takes on trust that the real ones do what
+  they say. A pool here has one thread at a time, and none that cannot be started.
 """
 
 from __future__ import annotations
 
 import contextvars
 import os
+import queue
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -53,6 +56,17 @@ depths = pytest.mark.parametrize(
         pytest.param(LINES, id="lines", marks=[] if DEEP else pytest.mark.skip("for a long run")),
     ],
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def total() -> Iterator[None]:
+    """Says at the end how many schedules were explored in all."""
+    explorations.clear()
+    yield
+    print(f"\n{sum(explorations):,} schedules in {len(explorations)} explorations")
+
+
+explorations: list[int] = []
 
 
 class PrefetchError(Exception):
@@ -107,7 +121,7 @@ def quiet() -> Iterator[None]:
 
 def explored(pair: Callable[..., Any], depth: dict[str, Any], *, wrong: bool = True) -> Found:
     schedule: Schedule
-    files = FILES
+    files = getattr(pair, "files", FILES)
     if getattr(pair, "three", False) and not DEEP:  # the map alone, or there are too many
         files = [str(flights.__file__)]
 
@@ -121,6 +135,7 @@ def explored(pair: Callable[..., Any], depth: dict[str, Any], *, wrong: bool = T
 
     with mock.patch.object(flights, "Future", future), quiet():
         found = explore(make, [*files, __file__] if wrong else files, **depth)
+    explorations.append(found.schedules)
     kind = "wrong" if wrong else "right"
     print(f"{kind} {pair.__name__}, {depth}: {found.schedules} schedules")
     return found
@@ -543,15 +558,19 @@ class Wakeups:
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
-        self._tokens = 0
+        self.tokens = 0
+        self.time_is_up = False
 
     def put(self, token: None) -> None:
-        self._tokens += 1
+        self.tokens += 1
         self._schedule.switch()
 
     def get(self, timeout: float | None = None) -> None:
-        self._schedule.wait_until(lambda: self._tokens > 0)
-        self._tokens -= 1
+        ends = timeout is not None
+        self._schedule.wait_until(lambda: self.tokens > 0 or (ends and self.time_is_up))
+        if not self.tokens:
+            raise queue.Empty
+        self.tokens -= 1
 
 
 class SubmitAndPark:
@@ -614,3 +633,191 @@ def test_submit_and_park(depth: dict[str, Any]) -> None:
 def test_submit_and_park_wrong(depth: dict[str, Any]) -> None:
     found = explored(type("Wrong", (SubmitAndPark,), {"kind": ParksUncounted}), depth)
     assert isinstance(found.failure, StuckError)
+
+
+# --- close / submit, in the pool -----------------------------------------------------------------
+
+
+class ClosePoolAndSubmit:
+    """A pool is closed while a job comes that its first thread is to be started for."""
+
+    files = (str(workers.__file__),)
+    kind = WorkerPool
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.pool = self.kind(1)
+        self.pool._lock = schedule.lock()  # type: ignore[assignment]
+        self.wakeups = self.pool._wakeups = Wakeups(schedule)  # type: ignore[assignment]
+        self.started: list[threading.Thread] = []
+        self.returned: list[str] = []
+        self.accepted: list[str] = []
+        self.ran: list[Hashable] = []
+        self.workers = [self.be_a_thread, self.submit, self.close]
+
+    def be_a_thread(self) -> None:
+        """Run the threads that the pool has started, in their order, until no more can come."""
+        while True:
+            self.schedule.wait_until(lambda: bool(self.started) or len(self.returned) == 2)
+            if not self.started:
+                return
+            thread = self.started.pop(0)
+            with mock.patch("threading.current_thread", return_value=thread):
+                thread.run()
+
+    def submit(self) -> None:
+        with mock.patch.object(workers, "start", self.started.append):
+            if self.pool.submit("job", self.ran.append):
+                self.accepted.append("job")
+        self.returned.append("submit")
+
+    def close(self) -> None:
+        self.pool.close()
+        self.returned.append("close")
+
+    def check(self) -> None:
+        assert self.ran == self.accepted, "a job was accepted and not run, or run and not accepted"
+        assert not self.pool._threads
+        assert not self.pool._jobs
+        assert self.pool._idle == self.wakeups.tokens == 0, "a token too few, or too many"
+        assert not self.pool.submit("too late", self.ran.append)
+
+
+class ClosePoolAndSubmitToItsThread(ClosePoolAndSubmit):
+    """A pool is closed while a job comes, and its one thread waits or is about to."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(schedule)
+        thread = threading.Thread(target=self.pool._work)
+        self.pool._threads.add(thread)
+        self.started.append(thread)
+
+
+class GiveUpAndSubmit(ClosePoolAndSubmitToItsThread):
+    """The one thread has waited too long for a job when one comes, and then the pool is closed."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(schedule)
+        self.workers = [self.be_a_thread, self.submit_and_close, self.let_time_pass]
+
+    def submit_and_close(self) -> None:
+        self.submit()
+        self.close()
+
+    def let_time_pass(self) -> None:
+        self.wakeups.time_is_up = True
+
+
+class ClosesSilently(WorkerPool):
+    """Hands out no tokens."""
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+
+
+class CountsIdleFirst(WorkerPool):
+    """Looks who is idle before it has the lock."""
+
+    def close(self) -> None:
+        tokens = self._idle
+        with self._lock:
+            self._closed = True
+            self._idle = 0
+        for _ in range(tokens):
+            self._wakeups.put(None)
+
+
+class EndsBeforeItsJobs(WorkerPool):
+    """Ends a closed pool's thread without a look at what is queued."""
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                job: Hashable = None
+                if self._closed:
+                    self._threads.clear()
+                    return
+                if self._jobs:
+                    job, run = self._jobs.popitem(last=False)
+                else:
+                    self._idle += 1
+            if job is not None:
+                run(job)
+            else:
+                self._park()
+
+
+class StartsNoneOnceClosed(WorkerPool):
+    """Accepts a job, and then starts no thread for it because the pool is closed."""
+
+    def _start_thread(self, job: Hashable) -> bool:
+        return self._closed or super()._start_thread(job)
+
+
+class RefusesTooLate(WorkerPool):
+    """Looks whether it is closed when it has given up the lock, and the job is in the queue.
+
+    (A look before the lock would do no harm: what it lets through still gets its thread.)
+    """
+
+    def submit(self, job: Hashable, run: Callable[[Any], None]) -> bool:
+        with self._lock:
+            self._jobs[job] = run
+            wake = self._idle > 0
+            if wake:
+                self._idle -= 1
+        if wake:
+            self._wakeups.put(None)
+        if self._closed:
+            return False
+        return wake or self._start_thread(job)
+
+
+class GivesUpRegardless(WorkerPool):
+    """Ends a thread whose time is up, also if a job counts on it."""
+
+    def _park(self) -> bool:
+        try:
+            self._wakeups.get(timeout=workers.IDLE_SECONDS)
+        except queue.Empty:
+            with self._lock:
+                self._idle = max(0, self._idle - 1)
+                self._threads.clear()
+            return False
+        return True
+
+
+@depths
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        ClosePoolAndSubmit,
+        ClosePoolAndSubmitToItsThread,
+        GiveUpAndSubmit,
+    ],
+)
+def test_close_pool_and_submit(scenario: type[ClosePoolAndSubmit], depth: dict[str, Any]) -> None:
+    found = explored(scenario, depth, wrong=False)
+    if found.failure is not None:
+        raise found.failure
+    assert found.schedules > 20
+
+
+@depths
+@pytest.mark.parametrize(
+    ("scenario", "wrong"),
+    [
+        (ClosePoolAndSubmitToItsThread, ClosesSilently),
+        (ClosePoolAndSubmitToItsThread, CountsIdleFirst),
+        (ClosePoolAndSubmitToItsThread, EndsBeforeItsJobs),
+        (ClosePoolAndSubmitToItsThread, RefusesTooLate),
+        (GiveUpAndSubmit, GivesUpRegardless),
+        (ClosePoolAndSubmit, StartsNoneOnceClosed),
+    ],
+)
+def test_close_pool_and_submit_wrong(
+    scenario: type[ClosePoolAndSubmit], wrong: type[WorkerPool], depth: dict[str, Any]
+) -> None:
+    found = explored(type(wrong.__name__, (scenario,), {"kind": wrong}), depth)
+    assert found.failure is not None, f"{found.schedules} schedules, and nothing found"

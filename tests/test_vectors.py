@@ -150,6 +150,40 @@ def test_keyword_arguments_bypass_the_map() -> None:
         assert len(embeddings.executor) == 1, "the bypass touched the flight"
 
 
+@pytest.mark.parametrize("how", ["missed", "ready", "claimed", "joined"])
+@pytest.mark.parametrize("kind", ["thread", "coroutine"])
+def test_the_text_by_keyword_does_not_bypass_the_map(
+    wrap: Wrap, model: ScriptedEmbeddings, how: str, kind: str
+) -> None:
+    embeddings = wrap(model, max_workers=1)
+    gate = model.hold("blocker" if how == "claimed" else "q")
+    if how == "claimed":
+        embeddings.prefetch(text="blocker")
+        gate.wait_until_entered()
+    if how != "missed":
+        embeddings.prefetch(text="q")
+    if how == "joined":
+        gate.wait_until_entered()
+    elif how != "claimed":
+        gate.open()
+    if how == "ready":
+        assert embeddings.wait_for_prefetch(text="q")
+
+    def ask() -> list[float]:
+        if kind == "thread":
+            return embeddings.embed_query(text="q")
+        return asyncio.run(embeddings.aembed_query(text="q"))
+
+    query = Call(ask)
+    if how == "joined":
+        until(lambda: embeddings.stats().query_joined == 1)
+        gate.open()
+    assert query.result() == model.vector("q")
+    gate.open()
+    assert getattr(embeddings.stats(), f"query_{how}") == 1
+    assert model.calls_for("q") == 1
+
+
 def test_the_wrapper_pretends_nothing() -> None:
     # A permissive `__getattr__` makes PGVector believe in methods that are not there.
     with PrefetchingEmbeddings(ScriptedEmbeddings()) as embeddings:

@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator
 
 import openai
 import pytest
+import tiktoken
+from langchain_openai import OpenAIEmbeddings
+from pydantic import SecretStr
 
 from examples.local_openai import Fault, LocalOpenAI
 from prefetch_embeddings import PrefetchEvent, PrefetchingEmbeddings
@@ -118,6 +121,46 @@ async def test_the_connection_is_open_when_the_first_query_comes(
     assert (stats.query_missed, stats.query_ready) == (1, 0)
     assert server.times_asked("the first question") == 1
     assert server.stats().requests == 2
+
+
+@pytest.fixture
+def tokenizer(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that tiktoken has asked for, in place of their download."""
+    loaded: list[str] = []
+
+    def load(url: str, **_: str) -> dict[bytes, int]:
+        loaded.append(url)
+        return {bytes([byte]): byte for byte in range(256)}
+
+    monkeypatch.setattr("tiktoken_ext.openai_public.load_tiktoken_bpe", load)
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})  # as in a process just started
+    return loaded
+
+
+async def test_the_tokenizer_is_loaded_when_the_first_query_comes(
+    wrap: Wrap, kind: str, tokenizer: list[str]
+) -> None:
+    http = openai.DefaultHttpxClient(), openai.DefaultAsyncHttpxClient()
+    with LocalOpenAI() as server:
+        model = OpenAIEmbeddings(
+            base_url=server.base_url,
+            api_key=SecretStr("none-needed"),
+            http_client=http[0],
+            http_async_client=http[1],
+        )
+        assert model.check_embedding_ctx_length
+        embeddings = wrap(model)
+        assert not tokenizer, "it is loaded without any warming up"
+        await warm_up(embeddings, kind)
+        [url] = tokenizer
+        assert url.endswith("/cl100k_base.tiktoken")
+        tokenizer.clear()
+        assert await query(embeddings, kind, "the first question")
+        assert not tokenizer, "the first query had to load it"
+        tokens = " ".join(map(str, b"the first question"))
+        assert server.times_asked(tokens) == 1, "the query was not split into tokens"
+        http[0].close()
+        await http[1].aclose()
 
 
 async def test_the_seconds_are_those_of_the_call(

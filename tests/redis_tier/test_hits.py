@@ -13,6 +13,7 @@ import redis.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from prefetch_embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from tests.helpers import until
 from tests.redis_tier.models import CountingModel, ModelError, vector_of
@@ -144,6 +145,26 @@ def test_dimensions_are_part_of_the_key(cached: Any) -> None:
     assert one.flush(HANG)
     assert len(other.embed_query("text")) == 8
     assert other.stats().corrupt == 0
+
+
+async def test_the_text_by_keyword_does_not_go_past_redis(
+    cached: Any, model: CountingModel
+) -> None:
+    first, second = cached(model), cached(model)
+    vector = first.embed_query(text="text")
+    other = await first.aembed_query(text="other")
+    assert first.flush(HANG)
+    assert second.embed_query(text="text") == await second.aembed_query(text="text") == vector
+    assert second.embed_query(text="other") == await second.aembed_query(text="other") == other
+    assert (second.stats().hits, second.stats().misses) == (4, 0)
+    assert (model.queries, model.aqueries) == (["text"], ["other"])
+    outer = PrefetchingEmbeddings(second)
+    for query in (outer.embed_query(text="text"), await outer.aembed_query(text="text")):
+        assert query == vector
+    assert (outer.stats().query_missed, outer.stats().query_ready) == (1, 1)
+    outer.close()
+    assert second.stats().hits == 5
+    await asyncio.gather(first.aclose(), second.aclose())
 
 
 def test_extra_arguments_go_to_the_model_and_past_redis(cached: Any, model: CountingModel) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import struct
 from array import array
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.embeddings import Embeddings
 
-from prefetch_embeddings import codec
+from prefetch_embeddings import PrefetchingEmbeddings, codec
 from prefetch_embeddings.codec import CorruptValueError
+from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+from tests.redis_tier.server import HANG, RedisServer
 
 KEY = "0" * 32
 FLOATS = st.floats(width=64) | st.floats(width=32) | st.sampled_from([-0.0, 5e-324, 1e-45])
@@ -73,6 +77,95 @@ def test_a_value_of_another_key_does_not_check() -> None:
     value = codec.encode(codec.snapshot([0.5]), KEY)
     with pytest.raises(CorruptValueError):
         codec.decode(value, "1" * 32)
+
+
+def nan(pattern: int) -> float:
+    """Return a quiet NaN with a sign or a payload of its own."""
+    [number] = struct.unpack("<d", struct.pack("<Q", pattern))
+    assert math.isnan(number)
+    return float(number)
+
+
+FITTING = [
+    *(0.0, -0.0, 2.0**-149, -(2.0**-127), 3.4028234663852886e38),
+    *(math.inf, -math.inf, nan(0x7FF8 << 48), nan(0xFFFC << 48)),
+]
+WIDE = [*FITTING, 5e-324, -2.0e-308, 0.1, -1e300, 1 + 2.0**-30, nan(0x7FF80000DEADBEEF)]
+
+
+class Fixed(Embeddings):
+    """Answers every query alike, and every document with the same numbers in another order."""
+
+    def __init__(self, numbers: list[float]) -> None:
+        self.numbers = numbers
+        self.calls = 0
+
+    def embed_query(self, text: str) -> list[float]:
+        self.calls += 1
+        return self.numbers
+
+    async def aembed_query(self, text: str) -> list[float]:
+        return self.embed_query(text)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        self.calls += 1
+        return [self.numbers[::-1] for _ in texts]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        return self.embed_documents(texts)
+
+    async def ask(self, embeddings: PrefetchingEmbeddings, kind: str) -> None:
+        """Ask a wrapper for a query and documents, and compare."""
+        if kind == "sync":
+            query = embeddings.embed_query("query")
+            documents = embeddings.embed_documents(["one", "two", "one"])
+        else:
+            query = await embeddings.aembed_query("query")
+            documents = await embeddings.aembed_documents(["one", "two", "one"])
+        assert bits(query) == bits(self.numbers)
+        assert [bits(document) for document in documents] == [bits(self.numbers[::-1])] * 3
+
+
+@pytest.mark.parametrize("reads", ["sync", "async"])
+@pytest.mark.parametrize("writes", ["sync", "async"])
+@pytest.mark.parametrize(("numbers", "size"), [(FITTING, 4), (WIDE, 8)], ids=["32", "64"])
+async def test_every_float_survives_both_tiers(
+    cached: Callable[..., RedisCachedEmbeddings],
+    server: RedisServer,
+    numbers: list[float],
+    size: int,
+    writes: str,
+    reads: str,
+) -> None:
+    model = Fixed(numbers)
+    tiers = [cached(model), cached(model), cached(model)]
+    with (
+        PrefetchingEmbeddings(tiers[0]) as first,
+        PrefetchingEmbeddings(tiers[1]) as second,
+        PrefetchingEmbeddings(tiers[2]) as third,
+    ):
+        await model.ask(first, writes)
+        await model.ask(first, reads)  # out of the map, and what is on its way to Redis or there
+        assert first.stats().query_ready == 1
+        assert tiers[0].flush(HANG)
+        assert model.calls == 2
+        with server.client() as client:
+            lengths = {client.strlen(key) for key in client.scan_iter()}
+        assert lengths == {16 + size * len(numbers)}
+
+        await model.ask(second, reads)
+        assert (second.stats().query_missed, second.stats().query_ready) == (1, 0)
+
+        await third.aprefetch("query") if reads == "async" else third.prefetch("query")
+        assert await third.await_for_prefetch("query", HANG)
+        await model.ask(third, reads)
+        assert (third.stats().query_missed, third.stats().query_ready) == (0, 1)
+
+        for tier in tiers[1:]:
+            assert (tier.stats().misses, tier.stats().corrupt) == (0, 0)
+        assert model.calls == 2, "a vector came from the model, and not out of Redis"
+    for tier in tiers:
+        await tier.aclose()
 
 
 PARTS = st.tuples(
