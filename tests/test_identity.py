@@ -75,6 +75,33 @@ def test_those_who_wait_for_a_removed_flight_get_its_vector(
 
 
 @removals
+def test_who_recovers_from_an_old_flight_leaves_the_newer_one_its_place(
+    wrap: Wrap, model: ScriptedEmbeddings, remove: Removal
+) -> None:
+    embeddings = wrap(model)
+    old, newer, own = model.hold("q"), model.hold("q"), model.hold("q")
+    model.fail("q", ValueError())
+    embeddings.prefetch("q")
+    old.wait_until_entered()
+    query = Call(embeddings.embed_query, "q")
+    until(lambda: embeddings.stats().query_joined == 1)
+    remove(embeddings)
+    assert embeddings.prefetch("q") is PrefetchOutcome.STARTED
+    newer.wait_until_entered()
+    old.open()
+    own.wait_until_entered()
+    assert embeddings.prefetch("q") is PrefetchOutcome.IN_FLIGHT
+    own.open()
+    assert query.result() == model.vector("q")
+    assert not embeddings.is_ready("q"), "it is the newer flight's place"
+    newer.open()
+    assert embeddings.embed_query("q") == model.vector("q")
+    stats = embeddings.stats()
+    assert (stats.query_recovered, stats.prefetch_used, stats.prefetch_wasted) == (1, 1, 0)
+    assert model.calls_for("q") == 3
+
+
+@removals
 async def test_coroutines_that_wait_for_a_removed_flight_get_its_vector(
     wrap: Wrap, model: ScriptedEmbeddings, remove: Removal
 ) -> None:

@@ -294,13 +294,17 @@ class FlightMachine(RuleBasedStateMachine):
         self.take_in(flight, waiter)
         self.settle()
 
-    def take_in(self, flight: Flight | None, waiter: Waiter) -> Flight:
+    def take_in(self, flight: Flight | None, waiter: Waiter, *, apart: bool = False) -> Flight:
         if flight is not None and flight.state is State.DONE:
             self.serve(flight, waiter)
             return flight
         if flight is None:
             key = waiter.text.casefold()
-            flight = self.map[key] = Flight(key, waiter.text, by_prefetch=False)
+            flight = Flight(key, waiter.text, by_prefetch=False)
+            if apart:
+                self.detached.append(flight)
+            else:
+                self.map[key] = flight
         if flight.state is State.QUEUED:
             flight.text = waiter.text
             self.start([flight], for_query=True)
@@ -567,12 +571,12 @@ class FlightMachine(RuleBasedStateMachine):
                     waiter.result()
             else:
                 waiter.recovers = True
+                apart = False
                 if heir is None:
                     heir = self.look_up(flight.key)
                     if heir is not None and heir.state is State.RUNNING and not heir.for_query:
-                        self.let_go(heir)
-                        heir = None
-                heir = self.take_in(heir, waiter)
+                        apart, heir = True, None  # a newer prefetch keeps its place
+                heir = self.take_in(heir, waiter, apart=apart)
 
     def on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)

@@ -248,7 +248,7 @@ class FlightMap(Generic[V]):
         # Guarded by _lock:
         self._by_key: dict[Hashable, Flight[V]] = {}  # the map: flights under way, and ready ones
         self._ready = _ReadyFlights(self._max_entries, self._ttl, self.clock, self._left)
-        self._detached: set[Flight[V]] = set()  # unfinished, and no longer in the map
+        self._detached: set[Flight[V]] = set()  # unfinished, and not in the map, or no longer
         self._queued: set[Flight[V]] = set()  # those for workers; between attempts included
         self._busy = 0  # workers that run a flight
         self._on_loops: set[Flight[V]] = set()  # background flights that event loops run
@@ -288,7 +288,8 @@ class FlightMap(Generic[V]):
         for it from now on, and must `leave` it.
 
         All who recover from one flight do so by one other, its successor, even those who come when
-        that has ended, too. It is never one that a prefetch runs: that could fail them again. A
+        that has ended, too. It is never one that a prefetch runs: that could fail them again. Where
+        such a one is in the map by then, it stays there, and the successor never comes into it. A
         flight that somebody has given up while it runs goes on, for those who still wait for it.
 
         Args:
@@ -304,19 +305,22 @@ class FlightMap(Generic[V]):
                 heir = after.successor
                 self._attend(heir)
                 return heir, Met.READY if heir.state is State.DONE else Met.JOINED
-            found = self._look_up(key)
-            if (
-                after is not None
-                and found is not None
-                and found.state is State.RUNNING
-                and (found is after or not found.for_query)
-            ):
-                self._let_go(found)
-                found = None
-            flight = found
+            flight = self._look_up(key)
+            apart = False  # whether the map is another flight's
+            if after is not None and flight is not None and flight.state is State.RUNNING:
+                if flight is after:
+                    self._let_go(flight)
+                    flight = None
+                elif not flight.for_query:
+                    apart, flight = True, None
             if flight is None:
                 met = Met.MISSED
-                flight = self._by_key[key] = Flight(key, text, False, now, self._era, None)  # noqa: FBT003
+                flight = Flight(key, text, False, now, self._era, None)  # noqa: FBT003
+                if apart:
+                    flight.held = False
+                    self._detached.add(flight)
+                else:
+                    self._by_key[key] = flight
                 self._start(flight, for_query=True, loop=loop)
             elif flight.state is State.DONE:
                 met = Met.READY
