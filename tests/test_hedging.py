@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,39 @@ async def test_a_stuck_call_does_not_hold_a_coroutine(
     assert embeddings.stats().hedge_won == 1
     await auntil(lambda: len(asyncio.all_tasks()) == 1)  # the slower one was cancelled
     stuck.open()
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_the_second_call_runs_in_the_context_of_the_first(manual: Manual, claimed: bool) -> None:
+    variable = contextvars.ContextVar("variable", default="nobody's")
+    seen = []
+
+    class Model(ScriptedEmbeddings):
+        def embed_query(self, text: str) -> list[float]:
+            seen.append(variable.get())
+            return super().embed_query(text)
+
+    def call(function: Callable[[str], object], whose: str) -> None:
+        variable.set(whose)
+        function("q")
+
+    model = Model()
+    embeddings = manual(model, hedge=Hedge(after=1.0, budget=1.0))
+    first, second = model.hold("q"), model.hold("q")
+    contextvars.copy_context().run(call, embeddings.prefetch, "prefetch")
+    if not claimed:
+        worker = Call(embeddings.executor.run_next)
+        first.wait_until_entered()
+    query = Call(call, embeddings.embed_query, "query")
+    first.wait_until_entered() if claimed else None
+    until(lambda: embeddings.time.calls_to_come == 1)
+    embeddings.time.advance(1.0)
+    second.wait_until_entered()
+    assert seen == ["query" if claimed else "prefetch"] * 2
+    first.open()
+    second.open()
+    query.result()
+    None if claimed else worker.result()
 
 
 def test_the_first_call_may_win(manual: Manual, model: ScriptedEmbeddings) -> None:

@@ -489,7 +489,8 @@ class FlightRunner(Generic[V]):
         self._reporter.hedged(flight.text, flight.number)
         loop = flight.loop
         if loop is None:
-            if not self._run_aside(flight, context, hedge=True):
+            of_prefetch = None if flight.for_query else _context_of(flight)
+            if not self._run_aside(flight, of_prefetch or context, hedge=True):
                 self._flights.remove_hedge(flight)
             return
 
