@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from prefetch_embeddings import PrefetchingEmbeddings, PrefetchStats
+from prefetch_embeddings import PrefetchingEmbeddings, PrefetchStats, RedisCacheStats
 from prefetch_embeddings.stats import UNKNOWN_DURATION, Counters, RecentDurations
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 from tests.helpers import Call, until
@@ -111,6 +111,12 @@ def test_looking_changes_nothing(manual: Manual, model: ScriptedEmbeddings) -> N
     assert embeddings.stats() == before
     embeddings.embed_query("c")
     assert not embeddings.is_ready("a"), "looking counted as use"
+
+
+def test_snapshots_of_two_kinds_do_not_subtract() -> None:
+    for other in (1, RedisCacheStats()):
+        with pytest.raises(TypeError):
+            PrefetchStats() - other  # type: ignore[operator]
 
 
 def test_snapshots_subtract(manual: Manual, model: ScriptedEmbeddings) -> None:

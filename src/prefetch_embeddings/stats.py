@@ -20,6 +20,8 @@ class Snapshot:
 
     def __sub__(self, earlier: Self) -> Self:
         """Return what happened between `earlier` and this snapshot."""
+        if type(earlier) is not type(self):
+            return NotImplemented
         return type(self)(
             *(
                 getattr(self, field.name) - getattr(earlier, field.name)
