@@ -149,8 +149,8 @@ class RedisCachedEmbeddings(Embeddings):
 
     Raises:
         ValueError: Neither `url` nor a client is given, or both; no `model_id` where it cannot be
-            derived; a duration that is not positive; with `single_flight`, a prefix with a closing
-            brace that ends no hash tag.
+            derived, or an empty one; a duration that is not positive; with `single_flight`, a
+            prefix with a closing brace that ends no hash tag.
     """
 
     def __init__(
@@ -179,6 +179,8 @@ class RedisCachedEmbeddings(Embeddings):
         if single_flight and not can_share_a_slot(prefix):
             raise ValueError("a prefix with a closing brace must have a hash tag, as in {tag}")
         self.underlying_embeddings = underlying_embeddings
+        if model_id == "":
+            raise ValueError("model_id is empty: all such models would share their vectors")
         if model_id is None:
             model_id = derive_model_id(underlying_embeddings)
         dimensions = derive_dimensions(underlying_embeddings)

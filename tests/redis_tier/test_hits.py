@@ -383,12 +383,13 @@ def test_after_closing_the_model_answers(cached: Any, model: CountingModel) -> N
         ({"url": "redis://x", "ttl": 0.0}, "ttl"),
         ({"url": "redis://x", "lease": -1.0}, "lease"),
         ({"url": "nonsense://x"}, "schemes"),
+        ({"url": "redis://x", "model_id": ""}, "model_id"),
         ({"url": "redis://x", "single_flight": True, "prefix": "a}b"}, "hash tag"),
     ],
 )
 def test_wrong_arguments(model: CountingModel, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RedisCachedEmbeddings(model, model_id="test", **arguments)
+        RedisCachedEmbeddings(model, **{"model_id": "test", **arguments})
 
 
 def test_a_ttl_may_be_none_but_the_others_may_not(model: CountingModel) -> None:
