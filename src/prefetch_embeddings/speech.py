@@ -132,9 +132,9 @@ class UtterancePrefetcher:
         self._key: Final = embeddings._key  # noqa: SLF001 - of this package
         self._runner: Final = embeddings._runner  # noqa: SLF001 - of this package
         _prefetchers.add(self)
-        self.reset_after_fork()
+        self._start()
 
-    def reset_after_fork(self) -> None:
+    def _start(self) -> None:
         """Start anew: in a forked child nothing is pending."""
         self._lock = threading.Lock()
         # Guarded by _lock:
@@ -436,7 +436,7 @@ _prefetchers: Final[weakref.WeakSet[UtterancePrefetcher]] = weakref.WeakSet()
 
 def _reset_after_fork() -> None:
     for prefetcher in list(_prefetchers):
-        prefetcher.reset_after_fork()
+        prefetcher._start()  # noqa: SLF001
 
 
 if hasattr(os, "register_at_fork"):
