@@ -217,7 +217,7 @@ class RedisCachedEmbeddings(Embeddings):
         )
         self._writer = Writer(
             self._transport,
-            self._async_transport,
+            self._given_async,
             ttl_milliseconds=self._ttl_milliseconds,
             breaker=self._breaker,
             recorder=self._recorder,

@@ -136,9 +136,6 @@ class Elsewhere:
         assert seconds == PATIENCE
         return ["elsewhere"] * len(commands)
 
-    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
-        return True
-
     def close(self) -> None:
         self.closed.append("close")
 
@@ -184,15 +181,14 @@ def test_an_async_client_serves_the_loop_that_uses_it_first(end: str) -> None:
     given = GivenAsyncClient(FakeAsyncClient(echo))
 
     async def elsewhere() -> None:
-        assert not given.serves(asyncio.get_running_loop())
+        assert not given.is_of(asyncio.get_running_loop())
         with pytest.raises(NotAsked):
             await given.execute([GET], PATIENCE)
         given.elsewhere = Elsewhere()
-        assert given.serves(asyncio.get_running_loop())
         assert await given.execute([GET], PATIENCE) == ["elsewhere"]
 
     async def first() -> None:
-        assert given.serves(asyncio.get_running_loop())
+        assert given.is_of(asyncio.get_running_loop())
         assert await given.execute([GET], PATIENCE) == ["key"]
         await asyncio.to_thread(asyncio.run, elsewhere())
         assert await given.execute([GET], PATIENCE) == ["key"]

@@ -61,12 +61,12 @@ class Scene:
         self.executor = Executor()
         self.opened = asyncio.Event()
         transport: Any = SimpleNamespace(execute=self._execute)
-        async_transport: Any = SimpleNamespace(
-            execute=self._aexecute, serves=lambda loop: loop is not self.foreign
+        async_client: Any = SimpleNamespace(
+            execute=self._aexecute, is_of=lambda loop: loop is not self.foreign
         )
         self.writer = Writer(
             transport if sync else None,
-            async_transport,
+            None if sync else async_client,
             ttl_milliseconds=ttl_milliseconds,
             breaker=self.breaker,
             recorder=RedisRecorder(listener or self.events.append),
@@ -384,7 +384,7 @@ def test_one_thread_does_the_writing() -> None:
     transport: Any = SimpleNamespace(execute=lambda commands, seconds: [b"OK"] * len(commands))
     writer = Writing(
         transport,
-        transport,
+        None,
         ttl_milliseconds=None,
         breaker=CircuitBreaker(),
         recorder=RedisRecorder(None),

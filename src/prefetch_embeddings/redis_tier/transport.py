@@ -91,9 +91,6 @@ class AsyncTransport(Protocol):
     async def aclose(self) -> None:
         """Do so, and have let go of the running loop's when it returns."""
 
-    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Return whether coroutines on `loop` can reach Redis."""
-
 
 class OwnClient:
     """Connections made from a URL, used on the calling thread, which is the fastest way.
@@ -265,10 +262,6 @@ class AsyncOverThreads:
     async def aclose(self) -> None:
         """Do nothing either."""
 
-    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:  # noqa: ARG002 - it serves all
-        """Return True."""
-        return True
-
 
 class GivenAsyncClient:
     """An async client that the user made, for one event loop; `elsewhere` serves the others.
@@ -294,24 +287,21 @@ class GivenAsyncClient:
 
     async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
         """Return the replies in order, or raise, within `seconds`."""
-        if self._is_of(asyncio.get_running_loop()):
+        if self.is_of(asyncio.get_running_loop()):
             async with asyncio.timeout(seconds):
                 return await _aexecute(self._client, commands)
         if self.elsewhere is None:
             raise NotAsked
         return await self.elsewhere.execute(commands, seconds)
 
-    def _is_of(self, loop: asyncio.AbstractEventLoop) -> bool:
+    def is_of(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Return whether the client is `loop`'s to use; from now on it is, if it is nobody's."""
         with self._lock:
+            if self._process is None:
+                self._process = os.getpid()
             if self._loop is None or not self._loop.is_running():
-                self._process = self._process or os.getpid()
                 self._loop = loop
             return self._loop is loop and self._process == os.getpid()
-
-    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Return whether coroutines on `loop` can reach Redis."""
-        return self.elsewhere is not None or self._is_of(loop)
 
     def reset_after_fork(self) -> None:
         """Start anew in a forked child, where nobody will release the lock."""
@@ -397,10 +387,6 @@ class OwnAsyncClients:
         if mine is not None:
             await mine.close()
         self.close()
-
-    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:  # noqa: ARG002 - it serves all
-        """Return True."""
-        return True
 
 
 class _LoopClient:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
     from prefetch_embeddings.redis_tier.lease import Lease
     from prefetch_embeddings.redis_tier.stats import RedisRecorder
-    from prefetch_embeddings.redis_tier.transport import AsyncTransport, Command, SyncTransport
+    from prefetch_embeddings.redis_tier.transport import Command, GivenAsyncClient, SyncTransport
 
 MAX_BYTES: Final = 64 * 2**20
 """What may wait to be written, counted at 8 bytes a float: some 5,000 vectors of 1536."""
@@ -66,14 +66,14 @@ class Writer:
     def __init__(
         self,
         transport: SyncTransport | None,
-        async_transport: AsyncTransport,
+        async_client: GivenAsyncClient | None,
         *,
         ttl_milliseconds: int | None,
         breaker: CircuitBreaker,
         recorder: RedisRecorder,
     ) -> None:
         self._transport = transport
-        self._async_transport = async_transport
+        self._async_client = async_client
         self._ttl_milliseconds = ttl_milliseconds
         self._breaker = breaker
         self._recorder = recorder
@@ -89,9 +89,9 @@ class Writer:
 
     def put(self, write: Write) -> None:
         """Have `write` brought to Redis soon. Never waits; counts it as dropped if it can't be."""
-        here = self._transport is not None or self._serves_running_loop()
+        reachable = self._reaches_redis()
         with self._changed:
-            accepted = here and not self._closed and self._bytes + write.size <= MAX_BYTES
+            accepted = reachable and not self._closed and self._bytes + write.size <= MAX_BYTES
             start = accepted and not self._draining and self._transport is not None
             if accepted:
                 self._enqueue(write)
@@ -153,9 +153,12 @@ class Writer:
             finally:
                 self._finished(batch)
 
-    def _serves_running_loop(self) -> bool:
+    def _reaches_redis(self) -> bool:
+        if self._transport is not None:
+            return True
+        assert self._async_client is not None  # noqa: S101 - one of both is there
         try:
-            return self._async_transport.serves(asyncio.get_running_loop())
+            return self._async_client.is_of(asyncio.get_running_loop())
         except RuntimeError:  # a coroutine was thrown away after its event loop
             return False
 
@@ -165,10 +168,11 @@ class Writer:
             self._task = loop.create_task(self._adrain())
 
     async def _adrain(self) -> None:
+        assert self._async_client is not None  # noqa: S101 - `put` looked
         while batch := self._take(BATCH):
             try:
                 if commands := self._commands(batch):
-                    self._note(batch, await self._async_transport.execute(commands, SECONDS))
+                    self._note(batch, await self._async_client.execute(commands, SECONDS))
             except asyncio.CancelledError:
                 self._count_dropped(batch)
                 raise
