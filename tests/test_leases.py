@@ -5,16 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from redis.crc import key_slot
 
 from prefetch_embeddings.redis_tier import lease
 from prefetch_embeddings.redis_tier.lease import Lease, OtherOwner
 
 
-@pytest.mark.parametrize(
-    ("key", "tagged"), [("p:{tag}:k", "p:{tag}:k"), ("p:k", "{p:k}"), ("p:{}:k", "{p:{}:k}")]
-)
-def test_all_keys_of_a_flight_share_a_slot(key: str, tagged: str) -> None:
+@pytest.mark.parametrize(("key", "tagged"), [("p:{tag}:k", "p:{tag}:k"), ("p:k", "{p:k}")])
+def test_keys_of_a_lease_are_named_after_the_vectors(key: str, tagged: str) -> None:
     assert lease._keys(key, "token") == (f"{tagged}:lease", f"{tagged}:wake:token")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "same"),
+    [
+        *((prefix, True) for prefix in ("plain", "{tag}", "a{tag}b", "open{", "{open")),
+        *((prefix, True) for prefix in ("app:{x}:{y}", "{x}}", "")),
+        *((prefix, False) for prefix in ("closed}", "a{}b", "}{", "{}")),
+    ],
+)
+def test_whether_the_keys_of_a_lease_share_a_slot_of_the_cluster(prefix: str, same: bool) -> None:
+    assert lease.can_share_a_slot(prefix) is same
+    command = Lease(f"{prefix}:query:0123", "token").leave(b"", None)
+    assert (len({key_slot(str(name).encode()) for name in command[3:6]}) == 1) is same
 
 
 def test_joining() -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from redis.crc import key_slot
 
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
@@ -360,22 +359,6 @@ def test_a_lease_taken_twice_is_still_ones_own() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 5.5e-17, 0.0004, 0.0005])
 def test_no_wait_lasts_for_ever(seconds: float) -> None:
     assert float(str(lease.OtherOwner("key", "other", 1.0).wait(seconds)[-1])) > 0
-
-
-@pytest.mark.parametrize("prefix", ["plain", "{tag}", "a{tag}b", "open{", "{open", "app:{x}:{y}"])
-def test_the_keys_of_a_lease_share_a_slot_of_the_cluster(prefix: str) -> None:
-    assert lease.can_share_a_slot(prefix)
-    key = f"{prefix}:query:0123"
-    command = lease.Lease(key, "token").leave(b"", None)
-    assert len({key_slot(str(name).encode()) for name in command[3:6]}) == 1
-
-
-@pytest.mark.parametrize("prefix", ["closed}", "a{}b", "}{"])
-def test_prefixes_under_which_they_would_not(prefix: str) -> None:
-    assert not lease.can_share_a_slot(prefix)
-    key = f"{prefix}:query:0123"
-    command = lease.Lease(key, "token").leave(b"", None)
-    assert len({key_slot(str(name).encode()) for name in command[3:6]}) > 1
 
 
 async def test_waiters_beyond_the_threads_for_them_leave_the_others_theirs(
