@@ -189,12 +189,11 @@ def test_who_waits_for_a_loop_does_not_end_what_a_thread_has_claimed(
 ) -> None:
     monkeypatch.setattr(runner, "RETRY_PAUSE", 1000.0)
     look = LoopWatch.look
-    seen_dead = threading.Event()
+    seen = {sign: threading.Event() for sign in Sign}
 
     def telling(watch: LoopWatch) -> Sign:
         sign = look(watch)
-        if sign is Sign.DEAD:
-            seen_dead.set()
+        seen[sign].set()
         return sign
 
     monkeypatch.setattr(LoopWatch, "look", telling)
@@ -205,8 +204,9 @@ def test_who_waits_for_a_loop_does_not_end_what_a_thread_has_claimed(
     loop.run_until_complete(asyncio.sleep(0))
     turning = threading.Thread(target=loop.run_forever)
     turning.start()
-    wait = Call(embeddings.wait_for_prefetch, "q", PATIENCE)
-    until(lambda: waiting(embeddings, "q") == 1)
+    until(loop.is_running)
+    wait = Call(embeddings.wait_for_prefetch, "q", 2 * PATIENCE)
+    assert seen[Sign.ALIVE].wait(PATIENCE)
     gate = model.hold("q")
     query = Call(embeddings.embed_query, "q")
     gate.wait_until_entered()
@@ -216,7 +216,7 @@ def test_who_waits_for_a_loop_does_not_end_what_a_thread_has_claimed(
         task.cancel()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
-    assert seen_dead.wait(PATIENCE)
+    assert seen[Sign.DEAD].wait(PATIENCE)
     gate.open()
     assert query.result() == model.vector("q")
     assert wait.result() is True

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterable
 
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+from prefetch_embeddings.redis_tier.writer import Writer
+from tests.helpers import until
 from tests.redis_tier.server import HANG
+
+
+def _is_idle(writer: Writer) -> bool:
+    """Return whether its thread has noticed that there is nothing left to do."""
+    return not writer._draining
 
 
 def assert_nothing_left(
@@ -19,7 +27,7 @@ def assert_nothing_left(
         assert not writer._waiting
         assert not writer._under_way
         assert not writer._bytes
-        assert not writer._draining
+        until(functools.partial(_is_idle, writer))
         stats = embeddings.stats()
         assert stats.carried_over <= stats.hits
         assert stats - stats == type(stats)()
