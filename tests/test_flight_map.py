@@ -116,6 +116,17 @@ def test_a_paused_flight_of_a_loop_is_claimed_again(loop: asyncio.AbstractEventL
     assert flights.stats().prefetch_retried == 1
 
 
+def test_every_attempt_after_the_first_is_counted(loop: asyncio.AbstractEventLoop) -> None:
+    flights = Map(attempts=3)
+    _, flight = flights.begin_on_loop("q", "q", loop)
+    assert flight is not None
+    for _ in range(2):
+        assert flights.fail(flight, OSError()) is State.QUEUED
+        assert flights.reclaim(flight, loop) is True
+    assert flights.fail(flight, OSError()) is State.FAILED
+    assert flights.stats().prefetch_retried == 2
+
+
 def test_a_paused_flight_that_a_query_claimed_is_not_claimed_again(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
@@ -155,6 +166,19 @@ def test_abandoning_a_running_flight() -> None:
     assert_abandoned(flight)
     assert flights.stats().prefetch_failed == 1
     assert flights.complete(flight, "late") is False
+
+
+def test_abandoning_what_a_loop_runs(loop: asyncio.AbstractEventLoop) -> None:
+    flights = Map()
+    _, flight = flights.begin_on_loop("q", "q", loop)
+    assert flight is not None
+    another = asyncio.new_event_loop()
+    another.close()
+    assert flights.abandon(flight, only_on=another) is False
+    assert flight.state is State.RUNNING
+    assert flights.abandon(flight, only_on=loop) is True
+    assert_abandoned(flight)
+    assert flights.abandon(flights.running("other"), only_on=loop) is False, "a worker runs it"
 
 
 def test_a_flight_that_is_done_is_not_abandoned() -> None:
@@ -444,6 +468,15 @@ def test_a_worker_gives_back_its_place_and_no_more() -> None:
     assert flights._busy == 0
     flights.queued("other")
     assert flights.begin("third", "third", CONTEXT) == (DROPPED, None)
+
+
+def test_each_worker_has_a_place_of_its_own() -> None:
+    flights = Map(capacity=2)
+    for key in "ab":
+        flights.complete(flights.running(key), "value")
+    flights.worker_done()
+    flights.queued("c")
+    assert flights.begin("d", "d", CONTEXT) == (DROPPED, None)
 
 
 def test_a_worker_that_claimed_nothing_takes_no_place() -> None:
