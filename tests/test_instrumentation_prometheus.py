@@ -28,6 +28,7 @@ from prefetch_embeddings import (
 from prefetch_embeddings.instrumentation import prometheus
 from prefetch_embeddings.instrumentation._figures import FIGURES
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
+from tests.helpers import PATIENCE
 
 Manual = Callable[..., ManualPrefetchingEmbeddings]
 
@@ -203,6 +204,7 @@ def test_a_redis_tier_underneath_is_included(
         embeddings = manual(tier)
         prometheus.instrument(embeddings, registry=registry)
         embeddings.embed_query("q")
+        assert tier.flush(PATIENCE)  # what fails to be written is counted, too
         stats = tier.stats()
         assert stats.misses + stats.skipped == 1
         for figure in FIGURES[RedisCacheStats]:
