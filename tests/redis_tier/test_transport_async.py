@@ -200,8 +200,9 @@ def test_an_async_client_serves_the_loop_that_uses_it_first(end: str) -> None:
     given.elsewhere = None
     # Its loop runs no more: the next one may have it.
     assert asyncio.run(given.execute([GET], PATIENCE)) == ["key"]
-    loop.run_until_complete(loop.shutdown_default_executor()) if end == "stopped" else None
-    loop.close()
+    if end == "stopped":
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
 
 
 async def test_an_async_client_stays_in_the_process_that_uses_it_first(
@@ -212,11 +213,23 @@ async def test_an_async_client_stays_in_the_process_that_uses_it_first(
     process = os.getpid()
     with monkeypatch.context() as child:
         child.setattr(os, "getpid", lambda: process + 1)
-        with given._lock:
-            given.reset_after_fork()  # another of the parent's threads holds it
-            with pytest.raises(NotAsked):
-                await given.execute([GET], PATIENCE)
+        Call(given._lock.acquire).result()  # another of the parent's threads holds it
+        given.reset_after_fork()
+        with pytest.raises(NotAsked):
+            await given.execute([GET], PATIENCE)
     assert await given.execute([GET], PATIENCE) == ["key"]
+
+
+async def test_a_coroutine_that_the_collector_destroys_may_ask_whose_the_client_is() -> None:
+    """That can happen at any moment, also while this very thread asks the same."""
+    given = GivenAsyncClient(FakeAsyncClient(echo))
+    loop = asyncio.get_running_loop()
+
+    def ask() -> bool:
+        with given._lock:
+            return given.is_of(loop)
+
+    assert Call(ask).result() is True
 
 
 async def test_closing_reaches_what_serves_the_other_loops() -> None:

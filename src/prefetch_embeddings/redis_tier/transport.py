@@ -273,11 +273,12 @@ class GivenAsyncClient:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._lock = threading.Lock()
+        # Only written while nobody else can see it: at the start, and in a forked child.
+        self.elsewhere: AsyncTransport | None = None
+        self.reset_after_fork()
         # Guarded by _lock:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process: int | None = None
-        self.elsewhere: AsyncTransport | None = None
 
     @property
     def patience(self) -> float:
@@ -304,8 +305,10 @@ class GivenAsyncClient:
             return self._loop is loop and self._process == os.getpid()
 
     def reset_after_fork(self) -> None:
-        """Start anew in a forked child, where nobody will release the lock."""
-        self._lock = threading.Lock()
+        """Start anew: in a forked child nobody will release the lock."""
+        # Reentrant, since the collector may destroy a coroutine at any moment, also in `is_of`, and
+        # what that one gives up asks here again, in the same thread.
+        self._lock = threading.RLock()
 
     def close(self) -> None:
         """Leave the client open: it is the user's."""
