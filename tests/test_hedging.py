@@ -75,19 +75,20 @@ def test_the_second_call_runs_in_the_context_of_the_first(manual: Manual, claime
     embeddings = manual(model, hedge=Hedge(after=1.0, budget=1.0))
     first, second = model.hold("q"), model.hold("q")
     contextvars.copy_context().run(call, embeddings.prefetch, "prefetch")
+    calls: list[Call[Any]] = [] if claimed else [Call(embeddings.executor.run_next)]
     if not claimed:
-        worker = Call(embeddings.executor.run_next)
         first.wait_until_entered()
-    query = Call(call, embeddings.embed_query, "query")
-    first.wait_until_entered() if claimed else None
+    calls.append(Call(call, embeddings.embed_query, "query"))
+    if claimed:
+        first.wait_until_entered()
     until(lambda: embeddings.time.calls_to_come == 1)
     embeddings.time.advance(1.0)
     second.wait_until_entered()
     assert seen == ["query" if claimed else "prefetch"] * 2
     first.open()
     second.open()
-    query.result()
-    None if claimed else worker.result()
+    for each in calls:
+        each.result()
 
 
 def test_the_first_call_may_win(manual: Manual, model: ScriptedEmbeddings) -> None:

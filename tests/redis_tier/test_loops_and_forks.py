@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 import redis.asyncio
 import trustme
 
+from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from prefetch_embeddings.redis_tier.breaker import PAUSE, CircuitBreaker
 from prefetch_embeddings.testing import ManualTime
 from tests.helpers import auntil, until
@@ -191,14 +193,24 @@ async def test_a_fork_on_an_event_loop_leaves_the_parents_connections(
     await embeddings.aclose()
 
 
+@contextlib.asynccontextmanager
+async def with_async_client(
+    cached: Any, model: CountingModel, server: RedisServer, **options: Any
+) -> AsyncIterator[RedisCachedEmbeddings]:
+    """Yield a tier whose async client belongs to the running loop, with "text" stored."""
+    async with redis.asyncio.Redis(port=server.port) as client:
+        embeddings = cached(model, async_client=client, **options)
+        await embeddings.aembed_query("text")
+        assert await asyncio.to_thread(embeddings.flush, HANG)
+        yield embeddings
+        await embeddings.aclose()
+
+
 async def test_a_forked_child_leaves_the_parents_async_client_alone(
     cached: Any, model: CountingModel, server: RedisServer
 ) -> None:
     """Its connections are the parent's: each would read the other's answers."""
-    async with redis.asyncio.Redis(port=server.port) as client:
-        embeddings = cached(model, async_client=client)
-        await embeddings.aembed_query("text")
-        assert await asyncio.to_thread(embeddings.flush, HANG)
+    async with with_async_client(cached, model, server) as embeddings:
 
         def child() -> None:
             asked_in_parent = len(model.aqueries)
@@ -216,7 +228,6 @@ async def test_a_forked_child_leaves_the_parents_async_client_alone(
         for _ in range(5):
             assert await embeddings.aembed_query("text") == vector_of("text")
         assert (embeddings.stats().hits, embeddings.stats().errors) == (5, 0)
-        await embeddings.aclose()
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -252,10 +263,7 @@ def test_nor_does_the_child_use_it_where_its_loop_is_free(
 async def test_another_loop_does_not_use_up_the_probe_of_an_open_breaker(
     cached: Any, model: CountingModel, server: RedisServer
 ) -> None:
-    async with redis.asyncio.Redis(port=server.port) as client:
-        embeddings = cached(model, async_client=client)
-        await embeddings.aembed_query("text")
-        assert await asyncio.to_thread(embeddings.flush, HANG)
+    async with with_async_client(cached, model, server) as embeddings:
         clock = ManualTime()
         embeddings._breaker = CircuitBreaker(failures=1, clock=clock)
         embeddings._breaker.failed()
@@ -264,7 +272,6 @@ async def test_another_loop_does_not_use_up_the_probe_of_an_open_breaker(
         assert await embeddings.aembed_query("text") == vector_of("text")
         assert embeddings._breaker.closed
         assert (embeddings.stats().hits, embeddings.stats().skipped) == (1, 1)
-        await embeddings.aclose()
 
 
 @pytest.mark.parametrize("besides", ["nothing", "url", "client"])
@@ -272,11 +279,8 @@ async def test_other_loops_do_not_use_the_async_client(
     cached: Any, model: CountingModel, server: RedisServer, besides: str
 ) -> None:
     with server.client() as sync_client:
-        async with redis.asyncio.Redis(port=server.port) as client:
-            more = {"nothing": {}, "url": {"url": server.url}, "client": {"client": sync_client}}
-            embeddings = cached(model, async_client=client, **more[besides])
-            await embeddings.aembed_query("text")
-            assert await asyncio.to_thread(embeddings.flush, HANG)
+        more = {"nothing": {}, "url": {"url": server.url}, "client": {"client": sync_client}}
+        async with with_async_client(cached, model, server, **more[besides]) as embeddings:
             vector = await asyncio.to_thread(asyncio.run, embeddings.aembed_query("text"))
             assert vector == vector_of("text")
             stats = embeddings.stats()
@@ -284,7 +288,6 @@ async def test_other_loops_do_not_use_the_async_client(
             assert (stats.hits, stats.skipped, stats.errors) == (hits, 1 - hits, 0)
             assert await embeddings.aembed_query("text") == vector_of("text")
             assert embeddings.stats().hits == hits + 1
-            await embeddings.aclose()
 
 
 def test_a_fork_while_another_thread_writes(cached: Any, model: CountingModel) -> None:
