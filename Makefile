@@ -31,17 +31,17 @@ bench: $(TEST)/installed
 	$(TEST)/bin/python -m benchmarks --json out/benchmarks.json --picture docs/benchmarks.png $(ARGS)
 
 soak: $(TEST)/installed
-	$(TEST)/bin/python -m tests.soak --seconds 600 $(ARGS)
+	$(TEST)/bin/python -m tests.tools.soak --seconds 600 $(ARGS)
 
 repeat: $(TEST)/installed
-	$(TEST)/bin/python -m tests.repeated $(ARGS)
+	$(TEST)/bin/python -m tests.tools.repeated $(ARGS)
 
 schedules: $(TEST)/installed
-	SCHEDULES_DEEP=1 $(TEST)/bin/python -m pytest -s --timeout 1200 tests/test_schedules.py $(ARGS)
+	SCHEDULES_DEEP=1 $(TEST)/bin/python -m pytest -s --timeout 1200 tests/flights/test_schedules.py $(ARGS)
 
 mutants: $(TEST)/installed
 	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[mutation]'
-	$(TEST)/bin/python -m tests.mutation $(ARGS)
+	$(TEST)/bin/python -m tests.tools.mutants $(ARGS)
 
 $(DEMO)/installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)

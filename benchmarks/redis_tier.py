@@ -18,8 +18,8 @@ from langchain_core.embeddings import Embeddings
 
 from benchmarks.models import VECTOR
 from benchmarks.table import Row, best_of_interleaved, quantile, seconds
+from prefetch_embeddings._redis.breaker import PAUSE
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
-from prefetch_embeddings.redis_tier.breaker import PAUSE
 from tests.redis_tier.fleet import PROCESSES, Fleet
 from tests.redis_tier.server import RedisServer
 

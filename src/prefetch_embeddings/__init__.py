@@ -1,5 +1,12 @@
 """Start a query's embedding before the retriever asks for it."""
 
+from prefetch_embeddings._flights.map import PrefetchOutcome
+from prefetch_embeddings._flights.patience import Hedge
+from prefetch_embeddings._redis.recorder import (
+    RedisCacheEvent,
+    RedisCacheEventKind,
+    RedisCacheStats,
+)
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.events import (
     HedgeStarted,
@@ -11,8 +18,6 @@ from prefetch_embeddings.events import (
     QueryFailed,
     QueryServed,
 )
-from prefetch_embeddings.flights import PrefetchOutcome
-from prefetch_embeddings.hedging import Hedge
 from prefetch_embeddings.matching import (
     ENGLISH_FILLERS,
     RUSSIAN_FILLERS,
@@ -21,11 +26,6 @@ from prefetch_embeddings.matching import (
 )
 from prefetch_embeddings.misses import Miss, MissReason
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
-from prefetch_embeddings.redis_tier.stats import (
-    RedisCacheEvent,
-    RedisCacheEventKind,
-    RedisCacheStats,
-)
 from prefetch_embeddings.speech import SpeechStats, UtterancePrefetcher, UtteranceStats
 from prefetch_embeddings.stats import PrefetchStats
 from prefetch_embeddings.tap import prefetch_tap

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import warming
+from prefetch_embeddings._background.pool import Executor, WorkerPool
+from prefetch_embeddings._background.timer import Scheduler, Timer
+from prefetch_embeddings._flights.map import FlightMap, PrefetchOutcome
+from prefetch_embeddings._flights.runner import FlightRunner
 from prefetch_embeddings.events import Reporter
-from prefetch_embeddings.flights import FlightMap, PrefetchOutcome
-from prefetch_embeddings.runner import FlightRunner
-from prefetch_embeddings.timer import Scheduler, Timer
-from prefetch_embeddings.workers import Executor, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from typing import Self
 
+    from prefetch_embeddings._flights.patience import Hedge
     from prefetch_embeddings.events import PrefetchEvent
-    from prefetch_embeddings.hedging import Hedge
     from prefetch_embeddings.misses import Miss
     from prefetch_embeddings.stats import PrefetchStats
 

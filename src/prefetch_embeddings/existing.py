@@ -8,12 +8,12 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from prefetch_embeddings.codec import CorruptValueError, Role
+from prefetch_embeddings._redis.codec import CorruptValueError, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from prefetch_embeddings.redis_tier.transport import Command
+    from prefetch_embeddings._redis.transports import Command
 
 __all__ = ["CacheBackedEmbeddingsCache", "ExistingCache", "RedisVLEmbeddingsCache"]
 

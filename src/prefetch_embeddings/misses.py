@@ -17,7 +17,7 @@ from prefetch_embeddings.matching import match_spoken
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from prefetch_embeddings.flights import FlightMap
+    from prefetch_embeddings._flights.map import FlightMap
 
 LEAST_SIMILARITY: Final = 0.2
 """Below it, two texts have no more in common than any two questions about one subject."""

@@ -10,7 +10,6 @@ import email.utils
 import importlib
 import os
 import time
-import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,8 @@ except ImportError as error:
         "pip install 'prefetch-embeddings[openai]'",
         name=error.name,
     ) from error
+
+from prefetch_embeddings._background import forks
 
 if TYPE_CHECKING:
     import ssl
@@ -172,10 +173,10 @@ class _ClientPerProcess(openai.DefaultHttpxClient):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._settings = settings
-        self.start_anew()
-        _clients.add(self)
+        self.reset_after_fork()
+        forks.register(self)
 
-    def start_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         self._sender = openai.DefaultHttpxClient(**self._settings)
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
@@ -188,18 +189,6 @@ class _ClientPerProcess(openai.DefaultHttpxClient):
     def __del__(self) -> None:
         with suppress(Exception):  # as the OpenAI client's own do; the interpreter may be ending
             self.close()
-
-
-_clients: weakref.WeakSet[_ClientPerProcess] = weakref.WeakSet()
-
-
-def _start_anew_after_fork() -> None:
-    for client in _clients:
-        client.start_anew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew_after_fork)
 
 
 class _ClientPerLoop(openai.DefaultAsyncHttpxClient):

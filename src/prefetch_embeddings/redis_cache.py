@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import math
-import os
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar, cast
@@ -13,21 +12,22 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar, cast
 from langchain_core.embeddings import Embeddings
 from redis.exceptions import ResponseError
 
-from prefetch_embeddings import codec, warming
-from prefetch_embeddings.codec import CorruptValueError, Role
-from prefetch_embeddings.model_id import derive_dimensions, derive_model_id
-from prefetch_embeddings.redis_tier import async_connections, deadline, lease
-from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
-from prefetch_embeddings.redis_tier.lease import can_share_a_slot
-from prefetch_embeddings.redis_tier.stats import (
+from prefetch_embeddings import warming
+from prefetch_embeddings._background import forks
+from prefetch_embeddings._redis import codec, lease
+from prefetch_embeddings._redis.breaker import CircuitBreaker
+from prefetch_embeddings._redis.codec import CorruptValueError, Role
+from prefetch_embeddings._redis.lease import can_share_a_slot
+from prefetch_embeddings._redis.model_id import derive_dimensions, derive_model_id
+from prefetch_embeddings._redis.recorder import (
     RedisCacheEvent,
     RedisCacheStats,
     RedisRecorder,
 )
-from prefetch_embeddings.redis_tier.stats import (
+from prefetch_embeddings._redis.recorder import (
     RedisCacheEventKind as Kind,
 )
-from prefetch_embeddings.redis_tier.transport import (
+from prefetch_embeddings._redis.transports import (
     NOT_ASKED,
     AsyncOverThreads,
     AsyncTransport,
@@ -37,7 +37,7 @@ from prefetch_embeddings.redis_tier.transport import (
     OwnClient,
     SyncTransport,
 )
-from prefetch_embeddings.redis_tier.writer import Write, Writer, flush_all
+from prefetch_embeddings._redis.writer import Write, Writer, flush_all
 
 if TYPE_CHECKING:
     from array import array
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     import redis
     import redis.asyncio
 
+    from prefetch_embeddings._redis.lease import Lease
+    from prefetch_embeddings._redis.transports import Command
     from prefetch_embeddings.existing import ExistingCache
-    from prefetch_embeddings.redis_tier.lease import Lease
-    from prefetch_embeddings.redis_tier.transport import Command
 
 PIPELINE: Final = 128
 """Commands of one request, so that a large batch keeps what came in time."""
@@ -202,6 +202,7 @@ class RedisCachedEmbeddings(Embeddings):
         self._closed = False
         self._start()
         _instances.add(self)
+        forks.register(self)
 
     def _start(self) -> None:
         """Make all that holds a lock, a thread or a connection; once more in a forked child."""
@@ -223,7 +224,8 @@ class RedisCachedEmbeddings(Embeddings):
             recorder=self._recorder,
         )
 
-    def _start_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
+        """Start anew: the parent's connections are the parent's."""
         _left_behind.append((self._transport, self._async_transport))
         if self._given_async is not None:
             _left_behind.append(self._given_async.elsewhere)
@@ -737,14 +739,3 @@ _left_behind: Final[list[Any]] = []
 @atexit.register
 def _flush_at_exit() -> None:
     flush_all([cache._writer for cache in list(_instances)], EXIT_SECONDS)  # noqa: SLF001
-
-
-def _start_after_fork() -> None:
-    deadline.reset_after_fork()
-    async_connections.reset_after_fork()
-    for cache in list(_instances):
-        cache._start_after_fork()  # noqa: SLF001
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_after_fork)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import math
-import os
 import threading
-import weakref
 from typing import TYPE_CHECKING, Final, Self
 
+from prefetch_embeddings._background import forks
+from prefetch_embeddings._flights.map import PrefetchOutcome
 from prefetch_embeddings.events import logger
-from prefetch_embeddings.flights import PrefetchOutcome
 from prefetch_embeddings.stats import Snapshot
 
 if TYPE_CHECKING:
@@ -131,10 +130,10 @@ class UtterancePrefetcher:
         self._embeddings: Final = embeddings
         self._key: Final = embeddings._key  # noqa: SLF001 - of this package
         self._runner: Final = embeddings._runner  # noqa: SLF001 - of this package
-        _prefetchers.add(self)
-        self._start()
+        forks.register(self)
+        self.reset_after_fork()
 
-    def _start(self) -> None:
+    def reset_after_fork(self) -> None:
         """Start anew: in a forked child nothing is pending."""
         self._lock = threading.Lock()
         # Guarded by _lock:
@@ -429,15 +428,3 @@ class _Utterance:
 
 
 _UNDER_WAY: Final = (PrefetchOutcome.IN_FLIGHT, PrefetchOutcome.READY)
-
-
-_prefetchers: Final[weakref.WeakSet[UtterancePrefetcher]] = weakref.WeakSet()
-
-
-def _reset_after_fork() -> None:
-    for prefetcher in list(_prefetchers):
-        prefetcher._start()  # noqa: SLF001
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.embeddings import Embeddings
 
+from prefetch_embeddings._background.pool import WorkerPool
+from prefetch_embeddings._flights.map import State
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
-from prefetch_embeddings.flights import State
-from prefetch_embeddings.workers import WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping

@@ -6,8 +6,8 @@ import functools
 import threading
 from collections.abc import Iterable
 
+from prefetch_embeddings._redis.writer import Writer
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
-from prefetch_embeddings.redis_tier.writer import Writer
 from tests.helpers import until
 from tests.redis_tier.server import HANG
 

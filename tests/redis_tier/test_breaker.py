@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from prefetch_embeddings.redis_tier.breaker import FAILURES, PAUSE, CircuitBreaker
+from prefetch_embeddings._redis.breaker import FAILURES, PAUSE, CircuitBreaker
 from prefetch_embeddings.testing import ManualTime
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import redis
 
-from prefetch_embeddings.redis_tier import deadline
-from prefetch_embeddings.redis_tier.deadline import DeadlineSocket, within
+from prefetch_embeddings._redis import deadline
+from prefetch_embeddings._redis.deadline import DeadlineSocket, within
 from prefetch_embeddings.testing import ManualTime
 from tests.helpers import PATIENCE, Call, until
 

@@ -21,8 +21,8 @@ import pytest
 import redis.asyncio
 import trustme
 
+from prefetch_embeddings._redis.breaker import PAUSE, CircuitBreaker
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
-from prefetch_embeddings.redis_tier.breaker import PAUSE, CircuitBreaker
 from prefetch_embeddings.testing import ManualTime
 from tests.helpers import auntil, until
 from tests.redis_tier.models import CountingModel, vector_of

@@ -12,7 +12,7 @@ from langchain_core.stores import InMemoryByteStore
 from langchain_openai import AzureOpenAIEmbeddings, OpenAIEmbeddings
 from pydantic import SecretStr
 
-from prefetch_embeddings.model_id import derive_dimensions, derive_model_id
+from prefetch_embeddings._redis.model_id import derive_dimensions, derive_model_id
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 
 KEY = SecretStr("sk-secret")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from prefetch_embeddings._redis.recorder import RedisCacheEvent
+from prefetch_embeddings._redis.recorder import RedisCacheEventKind as Kind
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
-from prefetch_embeddings.redis_tier.stats import RedisCacheEvent
-from prefetch_embeddings.redis_tier.stats import RedisCacheEventKind as Kind
 from tests.helpers import until
 from tests.redis_tier.models import CountingModel, ModelError, vector_of
 from tests.redis_tier.server import HANG, RedisServer

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from prefetch_embeddings._redis import lease
+from prefetch_embeddings._redis.transports import MAX_BLOCKED, MAX_HELPERS
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
-from prefetch_embeddings.redis_tier import lease
-from prefetch_embeddings.redis_tier.transport import MAX_BLOCKED, MAX_HELPERS
 from tests.helpers import until
 from tests.redis_tier.fleet import PROCESSES, Fleet
 from tests.redis_tier.models import CountingModel, ModelError, vector_of

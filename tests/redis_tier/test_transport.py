@@ -11,8 +11,9 @@ import pytest
 import redis
 from redis.exceptions import ResponseError
 
-from prefetch_embeddings.redis_tier import deadline, transport
-from prefetch_embeddings.redis_tier.transport import GivenClient, NotAsked, OwnClient
+from prefetch_embeddings._redis import deadline
+from prefetch_embeddings._redis import transports as transport
+from prefetch_embeddings._redis.transports import GivenClient, NotAsked, OwnClient
 from tests.helpers import PATIENCE, Call, until
 from tests.redis_tier.fakes import BLOCK, GET, FakeClient, FakeConnections, Gate, resp_server
 

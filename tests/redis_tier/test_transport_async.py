@@ -12,8 +12,9 @@ import pytest
 import redis.asyncio
 from redis.exceptions import ResponseError
 
-from prefetch_embeddings.redis_tier import async_connections, transport
-from prefetch_embeddings.redis_tier.transport import (
+from prefetch_embeddings._redis import async_connections
+from prefetch_embeddings._redis import transports as transport
+from prefetch_embeddings._redis.transports import (
     AsyncOverThreads,
     GivenAsyncClient,
     GivenClient,

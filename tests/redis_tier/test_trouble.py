@@ -13,10 +13,11 @@ import pytest
 import redis
 import redis.asyncio
 
+from prefetch_embeddings._redis import deadline
+from prefetch_embeddings._redis import transports as transport
+from prefetch_embeddings._redis.breaker import CircuitBreaker
 from prefetch_embeddings.existing import CacheBackedEmbeddingsCache, RedisVLEmbeddingsCache
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
-from prefetch_embeddings.redis_tier import deadline, transport
-from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
 from tests.helpers import until
 from tests.redis_tier.models import CountingModel, vector_of
 from tests.redis_tier.server import HANG, Proxy, RedisServer
@@ -400,7 +401,7 @@ def test_more_than_may_wait_is_dropped_and_counted(
     fragile_server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("prefetch_embeddings.redis_tier.writer.MAX_BYTES", 4 * (64 + 8 * 8))
+    monkeypatch.setattr("prefetch_embeddings._redis.writer.MAX_BYTES", 4 * (64 + 8 * 8))
     embeddings: Any = never_open(cached(model, fragile_server.url))
     gate = threading.Event()
     execute = embeddings._transport.execute

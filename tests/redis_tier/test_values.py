@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.embeddings import Embeddings
 
-from prefetch_embeddings import PrefetchingEmbeddings, codec
-from prefetch_embeddings.codec import CorruptValueError
+from prefetch_embeddings import PrefetchingEmbeddings
+from prefetch_embeddings._redis import codec
+from prefetch_embeddings._redis.codec import CorruptValueError
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from tests.redis_tier.server import HANG, RedisServer
 

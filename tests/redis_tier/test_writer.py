@@ -13,14 +13,14 @@ import pytest
 import redis
 from redis.exceptions import MaxConnectionsError, ResponseError
 
-from prefetch_embeddings import codec
-from prefetch_embeddings.redis_tier import writer as module
-from prefetch_embeddings.redis_tier.breaker import CircuitBreaker
-from prefetch_embeddings.redis_tier.lease import Lease
-from prefetch_embeddings.redis_tier.stats import RedisCacheEvent, RedisRecorder
-from prefetch_embeddings.redis_tier.stats import RedisCacheEventKind as Kind
-from prefetch_embeddings.redis_tier.transport import NotAsked
-from prefetch_embeddings.redis_tier.writer import SECONDS, Write, Writer, flush_all
+from prefetch_embeddings._redis import codec
+from prefetch_embeddings._redis import writer as module
+from prefetch_embeddings._redis.breaker import CircuitBreaker
+from prefetch_embeddings._redis.lease import Lease
+from prefetch_embeddings._redis.recorder import RedisCacheEvent, RedisRecorder
+from prefetch_embeddings._redis.recorder import RedisCacheEventKind as Kind
+from prefetch_embeddings._redis.transports import NotAsked
+from prefetch_embeddings._redis.writer import SECONDS, Write, Writer, flush_all
 from prefetch_embeddings.testing import ManualExecutor, ManualTime
 from tests.helpers import PATIENCE, Call, auntil, until
 from tests.redis_tier.fakes import answer

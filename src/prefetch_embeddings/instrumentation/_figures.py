@@ -5,9 +5,9 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from prefetch_embeddings._redis.recorder import RedisCacheStats
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
-from prefetch_embeddings.redis_tier.stats import RedisCacheStats
 from prefetch_embeddings.stats import PrefetchStats
 
 if TYPE_CHECKING:
