@@ -332,7 +332,7 @@ def assert_no_leaks(embeddings: PrefetchingEmbeddings) -> None:
         AssertionError: If something leaked.
     """
     prefetcher = embeddings.prefetcher
-    leaks = prefetcher.leaks()
-    assert not leaks, "; ".join(leaks)
     if prefetcher.closed:
         assert prefetcher.join(PATIENCE), "worker threads outlive their pool"
+    leaks = prefetcher.leaks()
+    assert not leaks, "; ".join(leaks)

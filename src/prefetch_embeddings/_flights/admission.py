@@ -59,8 +59,13 @@ class Admission:
 
     @property
     def places_taken(self) -> int:
-        """How many places are taken, on loops and otherwise."""
-        return len(self._queued) + len(self._working) + len(self._on_loops)
+        """How many places flights take, in the queue and on loops."""
+        return len(self._queued) + len(self._on_loops)
+
+    @property
+    def workers_busy(self) -> int:
+        """How many jobs are in workers. One that has just landed its flights may still be."""
+        return len(self._working)
 
     def has_place(self) -> bool:
         """Tell whether one more flight may queue for the workers."""

@@ -209,6 +209,8 @@ class Books:
             yield f"{len(unfinished)} flights are still under way"
         if places := self.admission.places_taken:
             yield f"{places} places in the queue are taken by nobody"
+        if self.closed and (busy := self.admission.workers_busy):
+            yield f"{busy} jobs were never given back"
         if waits := sum(len(flight.waiters) for flight in held):
             yield f"{waits} waits never ended"
         if set(held) != set(ready) or not all(flight.held for flight in held):

@@ -117,10 +117,13 @@ class Waiter:
 
 
 class Failure(NamedTuple):
-    """What a call that was made for a query has failed with."""
+    """What a call that was made for a query has failed with.
+
+    An `Exception` is the model's answer to all who wait. Anything else is its own caller's alone.
+    """
 
     run: Run
-    error: Exception
+    error: BaseException
     traceback: TracebackType | None
 
 

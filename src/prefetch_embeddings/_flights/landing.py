@@ -169,7 +169,7 @@ class Landing(Generic[V]):
         flight.runs = tuple(other for other in flight.runs if other is not run)
         counts = isinstance(error, Exception) and flight.era is books.era
         pauses = counts and books.admission.note_failure()
-        if run.for_query and isinstance(error, Exception):
+        if run.for_query and not isinstance(error, AbandonedError):
             flight.failure = Failure(run, error, error.__traceback__)
         if flight.runs:
             return Verdict.GOES_ON, pauses

@@ -291,6 +291,11 @@ class Prefetcher(Generic[V]):
         """
         return self._scheduler.call_later(seconds, call)
 
+    def waiters(self, text: str, variant: Hashable = None) -> int:
+        """Return how many queries and explicit waits wait for the flight of `text`."""
+        flight = self._flights.get(full_key(self.key, text, variant))
+        return 0 if flight is None else len(flight.waiters)
+
     def leaks(self) -> list[str]:
         """Say what is under way, or does not add up. Nothing is, when all calls have returned."""
         return self._flights.leaks()

@@ -29,7 +29,7 @@ class Answer(NamedTuple):
     """What a query ended in: a flight that is done, or an error to raise."""
 
     flight: Flight[Any]
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 class Queries(Generic[V]):
@@ -73,7 +73,7 @@ class Queries(Generic[V]):
         while True:
             visit = Visit(key, text, options, waiter, after)
             end = End.GONE
-            error: Exception | None = None
+            error: BaseException | None = None
             try:
                 self._visits.enter(visit)
                 met = met or visit.met
@@ -161,18 +161,18 @@ class Queries(Generic[V]):
         met: Met | None,
         waited: float,
         end: End,
-        error: Exception | None,
+        error: BaseException | None,
     ) -> None:
-        if error is not None:
+        if end is End.FAILED and error is not None:
             self._reporter.query_failed(visit.text, flight.number, error, waited)
-        elif met is not None:
+        elif error is None and met is not None:
             recovered = end is End.RECOVERED
             self._reporter.served(visit.text, flight.number, met.value, waited, recovered=recovered)
         if met is Met.MISSED and self._on_missed is not None:
             self._on_missed(visit.key, visit.text)
 
 
-def _conclude(visit: Visit[Any]) -> tuple[End, Exception | None]:
+def _conclude(visit: Visit[Any]) -> tuple[End, BaseException | None]:
     """Draw the conclusion from a flight that has ended.
 
     A query that made the call gets the model's very exception, the others one of their own. Where
@@ -182,8 +182,9 @@ def _conclude(visit: Visit[Any]) -> tuple[End, Exception | None]:
     if flight is None or flight.state is State.DONE:
         return End.SERVED if visit.after is None else End.RECOVERED, None
     failure = flight.failure
-    if failure is None:
-        return End.GOES_ON, None
-    if failure.run is visit.run:
-        return End.FAILED, failure.error
-    return End.FAILED, own_copy(failure.error, failure.traceback)
+    if failure is not None and failure.run is visit.run:
+        end = End.FAILED if isinstance(failure.error, Exception) else End.GONE
+        return end, failure.error
+    if failure is not None and isinstance(failure.error, Exception):
+        return End.FAILED, own_copy(failure.error, failure.traceback)
+    return End.GOES_ON, None

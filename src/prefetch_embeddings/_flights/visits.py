@@ -135,6 +135,8 @@ class Visits(Generic[V]):
         del flight.waiters[visit.waiter]
         if flight.era is books.era:
             books.ledger.parted(flight, visit.text, waited, end)
+            if flight.held and flight.served and flight.state is State.DONE:
+                books.shelf.use(flight)
             if not flight.waiters and not flight.ended:
                 flight.first_query_at = None  # the queries that came have gone, unserved
             books.ledger.count_if_wasted(flight)
