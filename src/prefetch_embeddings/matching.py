@@ -46,19 +46,27 @@ def match_spoken(text: str) -> str:
     return " ".join(composed.split()) or text
 
 
-def key_of(match: Callable[[str], Hashable] | None, text: str) -> Hashable:
-    """Return what texts must share to be the same, by `match`; the text itself without one.
+def key_of(match: Callable[[str], Hashable] | None) -> Callable[[str], Hashable]:
+    """Return what finds out what texts must share to be the same, by `match`.
 
-    Raises:
-        TypeError: If `text` is not a `str`, or its key cannot be hashed.
+    Without one it is the text itself. What is returned raises a `TypeError` for what is not a
+    `str`, and where the key cannot be hashed.
     """
+    if match is None:
+        return _text_itself
+
+    def key(text: str) -> Hashable:
+        matched = match(_text_itself(text))
+        hash(matched)  # raises here what it would raise amid the map's steps
+        return matched if type(matched) in _PLAIN_KEYS else ForeignKey(matched)
+
+    return key
+
+
+def _text_itself(text: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, not {type(text).__name__}")
-    if match is None:
-        return text
-    key = match(text)
-    hash(key)  # raises here what it would raise amid the map's steps
-    return key if type(key) in _PLAIN_KEYS else ForeignKey(key)
+    return text
 
 
 class ForeignKey:

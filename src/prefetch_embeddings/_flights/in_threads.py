@@ -77,7 +77,7 @@ class InThreads(Generic[V]):
             run.began = True
         flights = [run.flight for run in runs]
         try:
-            with reentry.running_together(flights):
+            with reentry.running_for(flights):
                 if len(runs) > 1 and self._loader.loads_many:
                     values = self._loader.load_many([flight.text for flight in flights])
                     if len(values) != len(runs):
@@ -102,8 +102,12 @@ class InThreads(Generic[V]):
         flight = run.flight
         try:
             run.began = True
-            with reentry.running_together((flight,)):
+            token = reentry.running.set(flight)
+            try:
                 value = self._loader.load(flight.text, flight.options)
+            finally:
+                reentry.running.reset(token)
+                reentry.run_has_ended(flight)
         except BaseException as error:
             if not isinstance(error, Exception) or came_from_a_signal(error):
                 self._landing.lose(run)

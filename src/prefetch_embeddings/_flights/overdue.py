@@ -55,8 +55,8 @@ class Lookout:
         """Make the calls that are due, and plan the next look."""
         calls, ended, seconds = self._visits.begin_due_calls()
         self._landing.drop(ended)
-        for run, waiter in calls:
-            flight, context = run.flight, waiter.context.copy()
+        for run, context in calls:
+            flight = run.flight
             self._reporter.hedged(flight.text, flight.number)
             if run.loop is not None:
                 self._on_loops.launch_from_elsewhere(run, run.loop, context)

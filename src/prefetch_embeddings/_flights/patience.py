@@ -104,6 +104,8 @@ class Patience:
         self._hedge: Final = hedge
         self._durations: Final = durations
         self._budget: Final = None if hedge is None else Budget(hedge.budget)
+        self.hedges: Final = hedge is not None
+        """Whether flights get a second call early."""
         self._watched: list[tuple[float, int, weakref.ref[Flight[Any]]]] = []
         self._order: Final = itertools.count()
         self.next_look_at = math.inf
@@ -146,11 +148,6 @@ class Patience:
         """Note one call, which the budget of hedges grows by."""
         if self._budget is not None:
             self._budget.pay_in()
-
-    @property
-    def hedges(self) -> bool:
-        """Whether flights get a second call early."""
-        return self._hedge is not None
 
     def watch(self, flight: Flight[Any]) -> None:
         """Have `next_due` return a running flight when it may be due."""
