@@ -321,7 +321,7 @@ def test_a_listener_that_raises_harms_nothing(
     model.fail("d", ValueError(), ValueError())
     embeddings.prefetch("d")
     embeddings.executor.run_all()
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(ValueError):  # noqa: PT011 - the listener raises others
         embeddings.embed_query("d")
     assert embeddings.prefetch(" ") is PrefetchOutcome.DROPPED
     assert asyncio.run(embeddings.aembed_query("e")) == model.vector("e")
