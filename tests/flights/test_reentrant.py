@@ -53,7 +53,12 @@ async def coroutines(embeddings: ManualPrefetchingEmbeddings) -> None:
 
 def queries(embeddings: ManualPrefetchingEmbeddings) -> None:
     for text in ("q", "r", "new"):
-        assert embeddings.embed_query(text) == ScriptedEmbeddings().vector(text)
+        try:
+            assert embeddings.embed_query(text) == ScriptedEmbeddings().vector(text)
+        except RuntimeError as error:
+            # Where this thread has the model called for that very text, it looks as if the model
+            # had asked: that is refused.
+            assert "model" in str(error)  # noqa: PT017
 
 
 CALLED: dict[str, Doing] = {
@@ -106,54 +111,62 @@ class CallsAtLine:
         return self
 
 
+def called_at_line(inside: str, called: str, at: int) -> tuple[CallsAtLine, str]:
+    """Make one call within another; return how it was, and what went wrong."""
+    model = ScriptedEmbeddings()
+    model.fail("fails", OSError(), OSError())
+    embeddings = ManualPrefetchingEmbeddings(
+        model, max_workers=2, max_pending=6, max_entries=3, attempts=2
+    )
+    tracer = CallsAtLine(at, lambda: CALLED[called](embeddings))
+
+    def go() -> None:
+        before = sys.gettrace()
+        sys.settrace(tracer)
+        try:
+            INSIDE[inside](embeddings)
+        finally:
+            sys.settrace(before)
+
+    try:
+        Call(go).result()
+        if tracer.error is not None:
+            return tracer, f"{tracer.error!r} was raised"
+        # What could not be done there and then has been done by now.
+        if tracer.called and called == "close":
+            outcome = embeddings.prefetch("later")
+            if outcome is not PrefetchOutcome.DROPPED:
+                return tracer, "it is not closed"
+        if Call(embeddings.embed_query, "later").result() != model.vector("later"):
+            return tracer, "a wrong vector"
+        embeddings.executor.run_all()
+        embeddings.time.advance(10.0)
+        embeddings.executor.run_all()
+        assert_no_leaks(embeddings)
+        embeddings.close()
+        assert_no_leaks(embeddings)
+    except AssertionError as failure:
+        return tracer, str(failure).splitlines()[0]
+    except Exception as error:
+        return tracer, repr(error)
+    return tracer, ""
+
+
 @pytest.mark.parametrize("called", CALLED)
 @pytest.mark.parametrize("inside", INSIDE)
 def test_at_every_line(inside: str, called: str) -> None:
     at = 0
-    stride = 1
+    wrong = []
     while True:
-        at += stride
-        model = ScriptedEmbeddings()
-        model.fail("fails", OSError(), OSError())
-        embeddings = ManualPrefetchingEmbeddings(
-            model, max_workers=2, max_pending=6, max_entries=3, attempts=2
-        )
-        tracer = CallsAtLine(at, lambda: CALLED[called](embeddings))  # noqa: B023
-
-        def go() -> None:
-            before = sys.gettrace()
-            sys.settrace(tracer)  # noqa: B023
-            try:
-                INSIDE[inside](embeddings)  # noqa: B023
-            finally:
-                sys.settrace(before)
-
-        going = Call(go)
-        try:
-            going.result()
-        except AssertionError:
-            raise AssertionError(f"deadlock: {called} at {tracer.where}") from None
-        except Exception as error:
-            raise AssertionError(f"{called} at {tracer.where} had {error!r} raised") from error
-        assert tracer.error is None, f"{called} at {tracer.where} raised {tracer.error!r}"
-        # What could not be done there and then has been done by now.
-        if tracer.called and called == "close":
-            outcome = embeddings.prefetch("later")
-            assert outcome is PrefetchOutcome.DROPPED, f"not closed, at {tracer.where}"
-        asking = Call(embeddings.embed_query, "later")
-        assert asking.result() == model.vector("later"), f"wrong after {tracer.where}"
-        embeddings.executor.run_all()
-        embeddings.time.advance(10.0)
-        embeddings.executor.run_all()
-        try:
-            assert_no_leaks(embeddings)
-        except AssertionError as leak:
-            raise AssertionError(f"{called} at {tracer.where}: {leak}") from None
-        embeddings.close()
-        assert_no_leaks(embeddings)
+        at += 1 if at < 400 else 7  # loops of asyncio's are long
+        tracer, what = called_at_line(inside, called, at)
+        if what:
+            wrong.append(f"at {tracer.where}: {what}")
+            if len(wrong) > 20 or "hangs" in what:
+                break
         if not tracer.called:
             break
-        stride = 1 if at < 400 else 7  # loops of asyncio's are long
+    assert not wrong, "\n".join(["", *dict.fromkeys(wrong)])
     assert at > 3, "nothing was called"
 
 
@@ -325,6 +338,7 @@ speech = UtterancePrefetcher(embeddings, debounce=0.0, min_words=1)
 draw = random.Random(3)
 inside = False
 handled = 0
+wrong = []
 
 
 def text():
@@ -375,8 +389,13 @@ def handle(number, frame):
     inside = True
     try:
         call()
-        handled += 1
+    except RuntimeError as error:  # this thread has the model called for it just now
+        if "model" not in str(error):
+            wrong.append(error)
+    except BaseException as error:
+        wrong.append(error)
     finally:
+        handled += 1
         inside = False
 
 
@@ -401,6 +420,7 @@ while time.monotonic() < until or handled < 200:
     else:
         assert embeddings.embed_query(asked) == model.vector(asked)
 signal.setitimer(signal.ITIMER_REAL, 0)
+assert not wrong, wrong[:5]
 speech.reset()
 embeddings.clear()
 for number in range(40):
@@ -508,11 +528,10 @@ def text():
     return f"q {draw.randrange(40)}"
 
 
-def handle(number, frame):
-    global inside, handled
-    if inside:
-        return
-    inside = True
+wrong = []
+
+
+def act():
     choice = draw.randrange(7)
     if choice == 0:
         embeddings.prefetch(text())
@@ -529,8 +548,23 @@ def handle(number, frame):
         embeddings.clear()
     else:
         embeddings.wait_for_prefetch(text(), 0.0)
-    handled += 1
-    inside = False
+
+
+def handle(number, frame):
+    global inside, handled
+    if inside:
+        return
+    inside = True
+    try:
+        act()
+    except RuntimeError as error:  # this thread has the model called for it just now
+        if "model" not in str(error):
+            wrong.append(error)
+    except BaseException as error:
+        wrong.append(error)
+    finally:
+        handled += 1
+        inside = False
 
 
 async def turns(seed):
@@ -555,6 +589,7 @@ until = time.monotonic() + 2
 signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
 asyncio.run(main())
 signal.setitimer(signal.ITIMER_REAL, 0)
+assert not wrong, wrong[:5]
 embeddings.close()
 for _ in range(2000):
     try:
