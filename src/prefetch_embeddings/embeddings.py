@@ -12,7 +12,7 @@ from prefetch_embeddings._background import Background
 from prefetch_embeddings._background.pool import WorkerPool
 from prefetch_embeddings._background.timer import Timer
 from prefetch_embeddings._flights.prefetcher import Prefetcher
-from prefetch_embeddings.matching import key_of
+from prefetch_embeddings.keys import key_of
 from prefetch_embeddings.reporting import Reporter
 from prefetch_embeddings.vectors import VectorLoader, own
 

@@ -77,9 +77,9 @@ class Books:
 
     def add_prefetched(self, flight: Flight[Any], now: float) -> None:
         """Put a new flight of a prefetch into the map, queued. Its key must have none."""
-        self.ledger.counts.prefetch_started += 1
         flight.asks = 1
         self.shelf.by_key[flight.key] = flight
+        self.ledger.counts.prefetch_started += 1
         if self.admission.paused:
             self.admission.note_probe(flight, now)
 

@@ -50,11 +50,12 @@ class Shelf:
         flight.expires_at = now + self._ttl
         arrived = self._arrived
         arrived[flight] = None
+        if flight.first_query_at is not None:
+            self._served[flight] = None  # the query that waits for it takes its value now
         left: list[Flight[Any]] = []
         if next(iter(arrived)).expires_at <= now:
             left = self.expire(now)
         while len(arrived) > self._max_entries:
-            # A flight that is just arriving has served nobody: it leaves only where all wait.
             oldest = next(iter(self._served or arrived))
             self.remove(oldest)
             left.append(oldest)

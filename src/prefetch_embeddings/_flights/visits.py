@@ -202,7 +202,7 @@ class Visits(Generic[V]):
         patience, counts = books.patience, books.ledger.counts
         hedge = now < patience.overdue_at(flight)
         # Who makes the call itself has nothing to gain from another, unless hedges are wanted.
-        waiters = [w for w in flight.waiters if w.context and (hedge or w.run is None)]
+        waiters = [w for w in flight.waiters if w.context is not None and (hedge or w.run is None)]
         if not waiters:
             return None  # the next one to wait has it watched again
         if now < patience.due_at(flight):
