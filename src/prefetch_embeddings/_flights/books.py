@@ -31,6 +31,8 @@ class Books:
         attempts: Tries of a background flight that nobody waits for.
         hedge: When a flight that is waited for gets a second call early; None for never.
         clock: A monotonic clock, in seconds.
+        call_for_look: Is called within a step that makes a flight due another call before anybody
+            will look for it.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Books:
         attempts: int,
         hedge: Hedge | None,
         clock: Callable[[], float],
+        call_for_look: Callable[[], object],
     ) -> None:
+        self._call_for_look: Final = call_for_look
         self._max_entries: Final = max_entries
         self._max_workers: Final = max_workers
         self._max_pending: Final = max_pending
@@ -60,7 +64,7 @@ class Books:
         self.shelf = Shelf(self.ttl, self._max_entries)
         self.admission = Admission(self._max_pending, self._max_workers, self._max_pending)
         self.ledger = Ledger()
-        self.patience = Patience(self._hedge, self.ledger.durations)
+        self.patience = Patience(self._hedge, self.ledger.durations, self._call_for_look)
         self.detached: set[Flight[Any]] = set()  # unfinished, and no longer in the map
 
     # --- Moves ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ steps of the map, under the map's lock; a field that is read without the lock sa
 
 from __future__ import annotations
 
+import contextvars
 import enum
 import itertools
 import threading
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    import contextvars
     from collections.abc import Callable, Hashable
     from types import TracebackType
 
@@ -116,8 +116,6 @@ class Visit(Generic[V]):
     # Class attributes are the values of those that few visits ever set.
     loop: asyncio.AbstractEventLoop | None = None
     """The loop on which it waits; None for a thread."""
-    context: contextvars.Context | None = None
-    """What a call on its behalf runs in a copy of; None while it does not wait."""
     met: Met | None = None
     """What it met first."""
     after: Flight[V] | None = None
@@ -133,6 +131,8 @@ class Visit(Generic[V]):
         self.text: Final = text
         self.options: Final = options
         self.for_query: Final = for_query
+        self.context: Final = contextvars.copy_context()
+        """What a call on its behalf runs in a copy of."""
 
     def wake(self) -> None:
         """Tell it to look at its flight again. Called with no lock held."""

@@ -46,9 +46,8 @@ class Lookout:
         return self._visits.steps
 
     def plan(self) -> None:
-        """Plan a look, if a flight is due before the next one. Called by who begins to wait."""
-        if self._visits.look_is_missing:
-            self._look_in(self._visits.plan_look())
+        """Plan the next look. Called where a flight is due before the one that is planned."""
+        self._look_in(self._visits.plan_look())
 
     @put_off(None)
     def look(self) -> None:

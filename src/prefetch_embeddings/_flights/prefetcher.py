@@ -78,6 +78,7 @@ class Prefetcher(Asking[V]):
         sound: Callable[[V], bool] | None = None,
         on_missed: Callable[[Hashable, str], None] | None = None,
     ) -> None:
+        steps = Steps()
         books = Books(
             ttl=ttl,
             max_entries=max_entries,
@@ -86,8 +87,8 @@ class Prefetcher(Asking[V]):
             attempts=attempts,
             hedge=hedge,
             clock=background.clock,
+            call_for_look=lambda: steps.put_off.append(lookout.plan),
         )
-        steps = Steps()
         flights: FlightMap[V] = FlightMap(books, steps)
         visits: Visits[V] = Visits(books, steps)
         landing: Landing[V] = Landing(
@@ -114,7 +115,6 @@ class Prefetcher(Asking[V]):
         self._queries: Final[Queries[V]] = Queries(
             visits,
             landing,
-            lookout,
             clock=background.clock,
             reporter=reporter,
             on_missed=on_missed,
@@ -162,8 +162,7 @@ class Prefetcher(Asking[V]):
             flight = self._visits.ready(key, text)
             if flight is None:
                 visit = ThreadVisit(key, text, options, for_query=True)
-                answer: Answer = self._drivers.drive(self._queries.way(visit), visit)
-                return cast("V", _value(answer))
+                return cast("V", _value(self._drivers.drive(self._queries.way(visit), visit)))
         except ReenteredError:
             return self._loader.load(text, options)
         if self._reporter.listening:
@@ -182,8 +181,8 @@ class Prefetcher(Asking[V]):
             if flight is None:
                 visit = LoopVisit(key, text, options, for_query=True)
                 visit.loop = asyncio.get_running_loop()
-                answer: Answer = await self._drivers.adrive(self._queries.way(visit), visit)
-                return cast("V", _value(answer))
+                way = self._queries.way(visit)
+                return cast("V", _value(await self._drivers.adrive(way, visit)))
         except ReenteredError:
             return await self._loader.aload(text, options)
         if self._reporter.listening:

@@ -6,7 +6,6 @@ which it is to wait. A thread does that in one way, a coroutine in another.
 
 from __future__ import annotations
 
-import contextvars
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from prefetch_embeddings._flights import loops, reentry
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from prefetch_embeddings._flights.joins import LoopVisit, ThreadVisit
     from prefetch_embeddings._flights.landing import Landing
-    from prefetch_embeddings._flights.overdue import Lookout
     from prefetch_embeddings._flights.visits import Visits
     from prefetch_embeddings.reporting import Reporter
 
@@ -40,7 +38,6 @@ class Queries(Generic[V]):
     Args:
         visits: Takes waiters in, and parts them from flights.
         landing: Where runs end.
-        lookout: Looks after flights that are waited for.
         clock: A monotonic clock, in seconds.
         reporter: Is told how queries end.
         on_missed: Is called with the key and text of a query that found nothing, once it has ended.
@@ -50,7 +47,6 @@ class Queries(Generic[V]):
         self,
         visits: Visits[V],
         landing: Landing[V],
-        lookout: Lookout,
         *,
         clock: Callable[[], float],
         reporter: Reporter,
@@ -59,7 +55,6 @@ class Queries(Generic[V]):
         self._clock: Final = clock
         self._visits: Final = visits
         self._landing: Final = landing
-        self._lookout: Final = lookout
         self._reporter: Final = reporter
         self._on_missed: Final = on_missed
 
@@ -128,8 +123,6 @@ class Queries(Generic[V]):
             if visit.run is not None:
                 yield visit.run
             if not flight.ended:
-                visit.context = contextvars.copy_context()
-                self._lookout.plan()
                 yield from joining(flight, visit, self._landing, timeout)
         finally:
             if behalf_of is not None:

@@ -202,7 +202,7 @@ class Visits(Generic[V]):
         patience, counts = books.patience, books.ledger.counts
         hedge = now < patience.overdue_at(flight)
         # Who makes the call itself has nothing to gain from another, unless hedges are wanted.
-        waiters = [w for w in flight.waiters if w.context is not None and (hedge or w.run is None)]
+        waiters = [waiter for waiter in flight.waiters if hedge or waiter.run is None]
         if not waiters:
             return None  # the next one to wait has it watched again
         if now < patience.due_at(flight):
@@ -220,16 +220,9 @@ class Visits(Generic[V]):
         counts.hedge_started += hedge
         counts.overdue_calls += not hedge
         waiter = waiters[-1]
-        context = waiter.context
-        assert context is not None  # noqa: S101 - that is how it was chosen
         run = books.begin_run(flight, now, waiter.loop, for_query=waiter.for_query, beside=hedge)
         patience.watch(flight)
-        return run, context.copy()
-
-    @property
-    def look_is_missing(self) -> bool:
-        """Whether a flight is due another call before anybody will look for it."""
-        return self._books.patience.look_is_missing
+        return run, waiter.context.copy()
 
     @step
     def plan_look(self) -> float | None:
