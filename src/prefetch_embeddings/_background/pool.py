@@ -14,6 +14,7 @@ import queue
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
@@ -78,10 +79,7 @@ class Executor(Protocol):
 class WorkerPool:
     """Up to `max_workers` daemon threads that take jobs from a source; None for no limit.
 
-    Invariants: there are as many threads that sleep as marks in `_idle` and rings on their way, all
-    told: who takes a mark rings once. And no job waits while a thread sleeps: a thread that found
-    nothing to do first leaves its mark, and then looks once more; whoever adds a job does so before
-    `wake` looks for a mark. One of the two sees the other.
+    A thread that sleeps keeps neither the pool nor the source alive; when the pool goes, it ends.
     """
 
     def __init__(
@@ -90,21 +88,18 @@ class WorkerPool:
         self._source: Final = source
         self._max_workers: Final = max_workers
         self._name: Final = name
-        self._start_anew()
+        self.reset_after_fork()
         forks.register(self)
 
     def reset_after_fork(self) -> None:
         """Start anew: in a forked child none of the threads exist."""
-        self._start_anew()
+        self._crew = crew = _Crew(self._max_workers)
+        weakref.finalize(self, crew.close).atexit = False
 
-    def _start_anew(self) -> None:
-        self._idle: deque[None] = deque()  # a mark for each thread that sleeps
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes one of them
-        self._threads: set[threading.Thread] = set()
-        # One for each thread that may still be started:
-        self._permits = None if self._max_workers is None else deque(range(self._max_workers))
-        self.accepts = True
+    @property
+    def accepts(self) -> bool:
         """Whether jobs are run: until it is closed."""
+        return self._crew.open
 
     def wake(self) -> bool:
         """Have a thread look at the source: one that sleeps, a new one, or the next to be free.
@@ -112,91 +107,140 @@ class WorkerPool:
         Returns:
             False if none ever will: the pool is closed, or no thread can be started.
         """
-        if not self.accepts:
+        crew = self._crew
+        if not crew.open:
             return False
-        if self._idle and self._ring():
+        if crew.idle and crew.ring():
             return True
-        if self._permits is not None:
-            try:
-                self._permits.pop()
-            except IndexError:
-                return True  # all are busy, and each looks at the source before it sleeps
-        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-        self._threads.add(thread)
+        if not crew.take_permit():
+            return True  # all are busy, and each looks at the source before it sleeps
+        thread = threading.Thread(
+            target=_work, args=(crew, weakref.ref(self)), name=self._name, daemon=True
+        )
+        crew.threads.add(thread)
         try:
             start(thread)
         except BaseException as error:
-            self._gone(thread)
+            crew.remove(thread)
             if not isinstance(error, RuntimeError):
                 raise
-            return self._max_workers is not None and bool(self._threads)
+            return self._max_workers is not None and bool(crew.threads)
         return True
+
+    def take(self) -> Job | None:
+        """Return the next job of the source; None if there is none."""
+        return self._source.take()
+
+    def has_work(self) -> bool:
+        """Tell whether jobs wait."""
+        return len(self._source) > 0
+
+    def is_served_by(self, crew: object) -> bool:
+        """Tell whether the threads of `crew` still are this pool's: not so in a forked child."""
+        return self._crew is crew
 
     def close(self) -> None:
         """Start nothing more, and let the threads end after what waits. Does not wait."""
-        self.accepts = False
-        while self._ring():
-            pass
+        self._crew.close()
 
     def join(self, timeout: float) -> bool:
         """Wait, `timeout` seconds at the most, until no thread is left; True if so."""
         give_up_at = time.monotonic() + timeout
-        while self._threads:  # each takes itself out as its last step
+        while self._crew.threads:  # each takes itself out as its last step
             if time.monotonic() > give_up_at:
                 return False
             time.sleep(0.001)
         return True
 
-    def _work(self) -> None:
-        idle = self._idle
-        try:
-            while True:
-                while (job := self._source.take()) is not None:
-                    job()
-                    del job  # a sleeping thread keeps nothing alive
-                    if self._idle is not idle:
-                        return  # the job has forked: this is the child, and its only thread
-                if not self._sleep():
-                    return
-        finally:
-            if self._idle is idle:
-                self._gone(threading.current_thread())
-                if len(self._source) and self.accepts:
-                    self.wake()  # whoever added it may have counted on this thread
 
-    def _sleep(self) -> bool:
-        """Sleep until the bell rings; False when the thread should end instead."""
-        self._idle.append(None)
-        if (len(self._source) or not self.accepts) and self._take_mark():
-            return len(self._source) > 0
-        try:
-            self._bell.get(timeout=IDLE_SECONDS)
-        except queue.Empty:
-            if self._take_mark():
-                return False
-            with suppress(queue.Empty):  # somebody has taken it, to ring
-                self._bell.get(timeout=RINGING_SECONDS)
-        return True
+class _Crew:
+    """The threads of a pool, those that sleep among them.
 
-    def _ring(self) -> bool:
-        """Wake a thread; False if none sleeps."""
-        if not self._take_mark():
-            return False
-        self._bell.put(None)
-        return True
+    Invariants: there are as many threads that sleep as marks in `idle` and rings on their way, all
+    told: who takes a mark rings once. And no job waits while a thread sleeps: a thread that found
+    nothing to do first leaves its mark, and then looks once more; whoever adds a job does so before
+    `wake` looks for a mark. One of the two sees the other.
+    """
 
-    def _take_mark(self) -> bool:
-        """Take the mark of a thread that sleeps; False if there is none."""
+    def __init__(self, max_workers: int | None) -> None:
+        self.open = True
+        self.threads: set[threading.Thread] = set()
+        self.idle: deque[None] = deque()  # a mark for each thread that sleeps
+        self.bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes one of them
+        # One for each thread that may still be started:
+        self._permits = None if max_workers is None else deque(range(max_workers))
+
+    def take_permit(self) -> bool:
+        """Take the right to start a thread; False if there are enough."""
+        if self._permits is None:
+            return True
         try:
-            self._idle.pop()
+            self._permits.pop()
         except IndexError:
             return False
         return True
 
-    def _gone(self, thread: threading.Thread) -> None:
-        self._threads.discard(thread)
+    def remove(self, thread: threading.Thread) -> None:
+        """Note that a thread has ended, or was never started."""
+        self.threads.discard(thread)
         if self._permits is not None:
             self._permits.append(0)
+
+    def ring(self) -> bool:
+        """Wake a thread; False if none sleeps."""
+        if not self.take_mark():
+            return False
+        self.bell.put(None)
+        return True
+
+    def take_mark(self) -> bool:
+        """Take the mark of a thread that sleeps; False if there is none."""
+        try:
+            self.idle.pop()
+        except IndexError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let the threads end after what waits."""
+        self.open = False
+        while self.ring():
+            pass
+
+
+def _work(crew: _Crew, reference: weakref.ref[WorkerPool]) -> None:
+    """Be one thread of a pool."""
+    try:
+        while (pool := reference()) is not None and pool.is_served_by(crew):
+            job = pool.take()
+            if job is not None:
+                del pool
+                job()
+                del job
+                continue
+            crew.idle.append(None)
+            awake = (pool.has_work() or not crew.open) and crew.take_mark()
+            ends = awake and not pool.has_work()
+            del pool  # a sleeping thread keeps nothing alive
+            if ends or not (awake or _sleep(crew)):
+                return
+    finally:
+        crew.remove(threading.current_thread())
+        pool = reference()
+        if pool is not None and crew.open and pool.is_served_by(crew) and pool.has_work():
+            pool.wake()  # whoever added it may have counted on this thread
+
+
+def _sleep(crew: _Crew) -> bool:
+    """Sleep until the bell rings; False when the thread should end instead."""
+    try:
+        crew.bell.get(timeout=IDLE_SECONDS)
+    except queue.Empty:
+        if crew.take_mark():
+            return False
+        with suppress(queue.Empty):  # somebody has taken it, to ring
+            crew.bell.get(timeout=RINGING_SECONDS)
+    return True
 
 
 class JobPool(WorkerPool):

@@ -73,6 +73,8 @@ class Run:
 
     beside = False
     """Whether it was begun beside another one, as a hedge."""
+    aside = False
+    """Whether a thread of its own carries it out, and not the one whose step made it."""
     began = False
     """Whether somebody runs it. Written by its runner; until then it may be taken back."""
     task: asyncio.Task[None] | None = None  # asyncio itself keeps tasks only weakly
@@ -202,6 +204,10 @@ class Flight(Generic[V]):
     def wanted(self) -> bool:
         """Whether anybody waits for it, or has asked for it and not taken that back."""
         return bool(self.waiters) or self.asks > 0
+
+    def is_carried_by(self, thread: int) -> bool:
+        """Tell whether a thread has it to run, and so cannot wait for it."""
+        return any(r.thread == thread and r.loop is None and not r.aside for r in self.runs)
 
     def is_left_alone(self) -> bool:
         """Tell whether nothing will come of it: all loops that would run it have closed."""

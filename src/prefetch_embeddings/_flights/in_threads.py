@@ -134,7 +134,9 @@ class InThreads(Generic[V]):
                 self._landing.lose(run)
                 raise
 
+        run.aside = True
         if not self._aside.submit(job):
+            run.aside = False
             return False
         run.began = True
         return True

@@ -25,7 +25,7 @@ from prefetch_embeddings._flights.flight import (
     State,
     Ticket,
 )
-from prefetch_embeddings._flights.steps import Steps, step
+from prefetch_embeddings._flights.steps import Steps, look, step
 
 if TYPE_CHECKING:
     import asyncio
@@ -236,13 +236,18 @@ class FlightMap(Generic[V]):
         """Return how many jobs wait for a worker."""
         return self._jobs_waiting()
 
-    @step
+    @look
     def _jobs_waiting(self) -> int:
         return self._books.admission.jobs_waiting
 
     # --- Looks ---------------------------------------------------------------------------------
 
     @step
+    def expire(self) -> None:
+        """Let go of what has outlived its time, so that it counts as gone."""
+        self._books.expire()
+
+    @look
     def is_ready(self, key: Hashable) -> bool:
         """Tell whether a query for `key` would be answered at once. Changes nothing."""
         books = self._books
@@ -251,7 +256,7 @@ class FlightMap(Generic[V]):
             flight is not None and flight.state is State.DONE and flight.expires_at > books.clock()
         )
 
-    @step
+    @look
     def expected_wait(self, key: Hashable) -> float:
         """Estimate, in seconds, what a query for `key` would wait now. Changes nothing."""
         books = self._books
@@ -263,26 +268,24 @@ class FlightMap(Generic[V]):
             elapsed = now - flight.started_at
         return books.ledger.durations.remaining(elapsed)
 
-    @step
+    @look
     def unused(self, key: Hashable) -> list[Unused] | None:
         """Return the most recent prefetches that no query uses; those in the map come last.
 
         None if `key` has a prefetch that a query for it can use, or has used.
         """
         books = self._books
-        books.expire()
         found = books.shelf.by_key.get(key)
         if found is not None and found.by_prefetch:
             return None
         return books.ledger.unused(books.shelf.flights())
 
-    @step
+    @look
     def stats(self) -> PrefetchStats:
-        """Return the counts; what has outlived its time counts as gone."""
-        self._books.expire()
+        """Return the counts."""
         return self._books.ledger.counts.snapshot()
 
-    @step
+    @look
     def get(self, key: Hashable) -> Flight[V] | None:
         """Return the flight that stands under `key`, if one does. Changes nothing."""
         return self._books.shelf.by_key.get(key)

@@ -90,6 +90,7 @@ class OnLoops(Generic[V]):
                 self._landing.complete(run, value)
         finally:
             reentry.run_has_ended(flight)
+            del task  # which keeps its exception, and that this frame
 
 
 class _Landed:

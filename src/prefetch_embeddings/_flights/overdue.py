@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from prefetch_embeddings._flights.steps import put_off
@@ -68,5 +70,12 @@ class Lookout:
             return
         if seconds <= 0:
             self.look()
-        elif not self._scheduler.call_later(seconds, self.look):
+        elif not self._scheduler.call_later(seconds, partial(_look, weakref.ref(self))):
             self._visits.cancel_look()
+
+
+def _look(reference: weakref.ref[Lookout]) -> None:
+    """Look, if the lookout is still there: a timer keeps no wrapper alive."""
+    lookout = reference()
+    if lookout is not None:
+        lookout.look()

@@ -235,11 +235,17 @@ class Prefetcher(Asking[V]):
 
         None if `key` has a prefetch that a query for it can use, or has used.
         """
+        self._expire()
         return self._flights.unused(key)
 
     def stats(self) -> PrefetchStats:
         """Return one consistent snapshot of the counters."""
+        self._expire()
         return self._flights.stats()
+
+    @put_off(None)
+    def _expire(self) -> None:
+        self._flights.expire()
 
     # --- For what stands beside: speech, instrumentation, tests ----------------------------------
 

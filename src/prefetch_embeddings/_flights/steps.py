@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 
 class ReenteredError(Exception):
-    """The same thread is within a step. Never reaches a caller."""
+    """The same thread is within a step, or has yet to make a call. Never reaches a caller."""
 
 
 class Steps:
@@ -84,6 +84,8 @@ def step(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
                     steps.mend()
                     steps.torn_by = None
                 result = method(self, *args, **kwargs)
+            except ReenteredError:
+                raise  # the step has found out by itself, before it changed anything
             except BaseException:
                 steps.torn_by = threading.get_ident()
                 raise
@@ -92,6 +94,17 @@ def step(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
         if steps.put_off:
             steps.catch_up()
         return result
+
+    functools.update_wrapper(run, method)
+    return run
+
+
+def look(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Mark a method that only looks. Within a step of the same thread it sees it half done."""
+
+    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.steps.lock:
+            return method(self, *args, **kwargs)
 
     functools.update_wrapper(run, method)
     return run

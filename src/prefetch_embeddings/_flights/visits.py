@@ -7,11 +7,12 @@ waits, and leaves. Every method is one step, under the lock of the map.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from prefetch_embeddings._flights import reentry
 from prefetch_embeddings._flights.flight import End, Flight, Met, Run, State, Visit
 from prefetch_embeddings._flights.patience import MOST_CALLS
-from prefetch_embeddings._flights.steps import Steps, step
+from prefetch_embeddings._flights.steps import ReenteredError, Steps, step
 
 if TYPE_CHECKING:
     import contextvars
@@ -91,6 +92,7 @@ class Visits(Generic[V]):
             run = books.claim(flight, now, visit.loop, for_query=True)
         else:
             met = Met.JOINED
+            _refuse_to_wait_for_oneself(flight)
             if after is not None and not flight.for_query and len(flight.runs) < MOST_CALLS:
                 run = books.begin_run(flight, now, visit.loop, for_query=True)
         books.attend(flight, visit, run)
@@ -130,6 +132,8 @@ class Visits(Generic[V]):
         if flight is None:
             return
         run = None
+        if flight.state is State.RUNNING:
+            _refuse_to_wait_for_oneself(flight)
         if claim and flight.state is State.QUEUED:
             run = books.claim(flight, books.clock(), visit.loop, for_query=False)
         books.attend(flight, visit, run)
@@ -234,3 +238,12 @@ class Visits(Generic[V]):
     def cancel_look(self) -> None:
         """Note that nobody will call `begin_due_calls` when that was planned."""
         self._books.patience.cancel_look()
+
+
+def _refuse_to_wait_for_oneself(flight: Flight[Any]) -> None:
+    """Refuse what a finaliser or a signal handler asks of a thread that has the flight to run.
+
+    A model that calls back is another case: `reentry` tells it so.
+    """
+    if flight.is_carried_by(threading.get_ident()) and reentry.running.get() is None:
+        raise ReenteredError
