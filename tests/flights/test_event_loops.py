@@ -102,7 +102,7 @@ def test_waiters_everywhere_recover_together_when_the_loop_goes_away(
     end: Callable[[LoopThread], None],
 ) -> None:
     embeddings = wrap(model)
-    queries = QueriesTakenIn(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings)
     running, elsewhere = new_loop(), new_loop()
     gate = model.hold(TEXT)
     running.run(embeddings.aprefetch(TEXT))
@@ -170,7 +170,7 @@ def test_a_query_that_ran_the_flight_on_a_lost_loop_leaves_its_joiners_a_call_of
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     embeddings = wrap(model)
-    queries = QueriesTakenIn(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings)
     running = new_loop()
     gate = model.hold(TEXT)
     running.start(embeddings.aembed_query(TEXT))
@@ -196,7 +196,7 @@ def test_a_waiter_whose_own_loop_closes_harms_neither_the_flight_nor_other_waite
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     embeddings = wrap(model)
-    queries = QueriesTakenIn(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings)
     lost, alive = new_loop(), new_loop()
     gate = model.hold(TEXT)
     embeddings.prefetch(TEXT)
@@ -299,7 +299,7 @@ def test_two_loops_that_ask_each_other_by_sync_queries_both_get_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     embeddings = wrap(model)
-    queries = QueriesTakenIn(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings)
     texts = ("one", "two")
     loops = (new_loop(), new_loop())
     gates = [model.hold(text) for text in texts]
@@ -412,7 +412,7 @@ async def test_an_async_only_model_serves_sync_queries_for_what_was_prefetched(
     wrap: Wrap, model: ScriptedEmbeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embeddings = wrap(AsyncSideOnly(model))
-    queries = QueriesTakenIn(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings)
     gate = model.hold(TEXT)
     await embeddings.aprefetch(TEXT)
     joining = asyncio.create_task(asyncio.to_thread(embeddings.embed_query, TEXT))

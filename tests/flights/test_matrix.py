@@ -9,13 +9,18 @@ import asyncio
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
+from prefetch_embeddings._background import Background
+from prefetch_embeddings._background.pool import WorkerPool
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from prefetch_embeddings.testing import (
     ManualPrefetchingEmbeddings,
+    ManualTime,
     ScriptedEmbeddings,
     assert_no_leaks,
 )
@@ -32,6 +37,17 @@ CALLERS = ("sync", "async")
 
 class ModelError(Exception):
     pass
+
+
+class ThreadsAndTimeByHand(PrefetchingEmbeddings):
+    """Real threads, and a clock that stands still, so that nothing outlives its time in a queue."""
+
+    def __init__(self, model: Embeddings, **options: Any) -> None:
+        self.time = ManualTime()
+        super().__init__(model, **options)
+
+    def _background(self) -> Background:
+        return Background(self.time, self.time, WorkerPool)
 
 
 @dataclasses.dataclass
@@ -63,13 +79,14 @@ class Setting:
         """Have what was prefetched done."""
         if isinstance(self.embeddings, ManualPrefetchingEmbeddings):
             self.embeddings.executor.run_all()
-            self.embeddings.time.advance(1e-6)
 
         def done() -> bool:
             stats = self.embeddings.stats()
             return stats.prefetch_started == stats.prefetch_succeeded + stats.prefetch_failed
 
         until(done)
+        if isinstance(self.embeddings, ManualPrefetchingEmbeddings | ThreadsAndTimeByHand):
+            self.embeddings.time.advance(1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +116,9 @@ def setting(
         url = server.url if redis == "up" else f"redis://127.0.0.1:{refusing_port}/0"
         # Ample, so that a busy machine cannot make a healthy server look slow.
         tier = RedisCachedEmbeddings(model, url, model_id="matrix", prefix=next(names), timeout=20)
-    kind = PrefetchingEmbeddings if executor == "threaded" else ManualPrefetchingEmbeddings
+    kind: type[PrefetchingEmbeddings] = ManualPrefetchingEmbeddings
+    if executor == "threaded":
+        kind = ThreadsAndTimeByHand if ttl == "tiny" else PrefetchingEmbeddings
     embeddings = kind(tier or model, ttl=TTLS[ttl], attempts=1)
     if isinstance(embeddings, ManualPrefetchingEmbeddings):
         embeddings.executor.refusing = executor == "rejecting"

@@ -196,13 +196,12 @@ def on_a_loop_in_the_thread(embeddings: PrefetchingEmbeddings) -> list[float]:
 async def test_threads_that_join_a_flight_which_needs_one_of_them_later_get_answers(
     wrap: Wrap,
     executor: ThreadPoolExecutor,
-    monkeypatch: pytest.MonkeyPatch,
     query: Callable[[PrefetchingEmbeddings], list[float]],
     most_calls: int,
 ) -> None:
     model = ScriptedEmbeddings()
     embeddings = wrap(LookingUpHosts(model))
-    taken_in = QueriesTakenIn(embeddings, monkeypatch)
+    taken_in = QueriesTakenIn(embeddings)
     loop = asyncio.get_running_loop()
     gate = model.hold(TEXT)
     await embeddings.aprefetch(TEXT)
