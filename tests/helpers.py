@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchingEmbeddings
+from prefetch_embeddings._background import Background
+from prefetch_embeddings._background.pool import WorkerPool
+from prefetch_embeddings.testing import ManualTime
 
 T = TypeVar("T")
 
@@ -85,6 +88,17 @@ class QueriesTakenIn:
     def _number(self) -> int:
         stats = self._embeddings.stats()
         return stats.query_ready + stats.query_joined + stats.query_claimed + stats.query_missed
+
+
+class TimeByHand(PrefetchingEmbeddings):
+    """A wrapper with real threads, whose clock stands still until the test advances it."""
+
+    def __init__(self, underlying_embeddings: Embeddings, **options: Any) -> None:
+        self.time = ManualTime()
+        super().__init__(underlying_embeddings, **options)
+
+    def _background(self) -> Background:
+        return Background(self.time, self.time, WorkerPool)
 
 
 def waiters(embeddings: PrefetchingEmbeddings, text: str) -> int:

@@ -9,22 +9,17 @@ import asyncio
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
-from prefetch_embeddings._background import Background
-from prefetch_embeddings._background.pool import WorkerPool
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from prefetch_embeddings.testing import (
     ManualPrefetchingEmbeddings,
-    ManualTime,
     ScriptedEmbeddings,
     assert_no_leaks,
 )
-from tests.helpers import PATIENCE, Call, until
+from tests.helpers import PATIENCE, Call, TimeByHand, until
 from tests.redis_tier.server import RedisServer, closed_port
 
 STARTED, IN_FLIGHT, READY, DROPPED = PrefetchOutcome
@@ -37,17 +32,6 @@ CALLERS = ("sync", "async")
 
 class ModelError(Exception):
     pass
-
-
-class ThreadsAndTimeByHand(PrefetchingEmbeddings):
-    """Real threads, and a clock that stands still, so that nothing outlives its time in a queue."""
-
-    def __init__(self, model: Embeddings, **options: Any) -> None:
-        self.time = ManualTime()
-        super().__init__(model, **options)
-
-    def _background(self) -> Background:
-        return Background(self.time, self.time, WorkerPool)
 
 
 @dataclasses.dataclass
@@ -85,7 +69,7 @@ class Setting:
             return stats.prefetch_started == stats.prefetch_succeeded + stats.prefetch_failed
 
         until(done)
-        if isinstance(self.embeddings, ManualPrefetchingEmbeddings | ThreadsAndTimeByHand):
+        if isinstance(self.embeddings, ManualPrefetchingEmbeddings | TimeByHand):
             self.embeddings.time.advance(1e-6)
 
 
@@ -118,7 +102,7 @@ def setting(
         tier = RedisCachedEmbeddings(model, url, model_id="matrix", prefix=next(names), timeout=20)
     kind: type[PrefetchingEmbeddings] = ManualPrefetchingEmbeddings
     if executor == "threaded":
-        kind = ThreadsAndTimeByHand if ttl == "tiny" else PrefetchingEmbeddings
+        kind = TimeByHand if ttl == "tiny" else PrefetchingEmbeddings
     embeddings = kind(tier or model, ttl=TTLS[ttl], attempts=1)
     if isinstance(embeddings, ManualPrefetchingEmbeddings):
         embeddings.executor.refusing = executor == "rejecting"
