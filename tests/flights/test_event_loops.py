@@ -308,7 +308,7 @@ def test_two_loops_that_ask_each_other_by_sync_queries_both_get_answers(
 
     for (_, text), answer in zip(asked, answers, strict=True):
         assert answer.result(PATIENCE) == model.vector(text)
-        assert model.calls_for(text) == 2
+        assert model.calls_for(text) <= 2
 
 
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
