@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from prefetch_embeddings._flights import reentry as waits
-from prefetch_embeddings._flights.map import Flight
+from prefetch_embeddings._flights.flight import Flight
 from prefetch_embeddings._flights.reentry import running_together, waiting_for
 
 Flights = list[Flight[None]]
@@ -16,7 +16,7 @@ Flights = list[Flight[None]]
 
 @pytest.fixture
 def flights() -> Iterator[Flights]:
-    yield [Flight(str(i), str(i), False, 0.0, object(), None) for i in range(5)]
+    yield [Flight(str(i), str(i), None, 0.0, object(), by_prefetch=False) for i in range(5)]
     assert waits.running.get() is None
     waits._settle()
     assert not waits._waits_for, "a wait was never taken off"
