@@ -181,6 +181,7 @@ class Flight(Generic[V]):
         "state",
         "successor",
         "text",
+        "to_come",
         "value",
         "waiters",
         "watched",
@@ -228,6 +229,7 @@ class Flight(Generic[V]):
         self.first_query_at: float | None = None  # when the first of the queries that wait came
         self.served = False  # whether any query got its value
         self.successor: Flight[V] | None = None  # the one flight by which its waiters recover
+        self.to_come = 0  # queries that recover by it, and have not come yet
         self.held = True  # whether it is in the map
 
         # Written under the lock; read without it by those who saw the flight ended:

@@ -84,8 +84,9 @@ class Queries(Generic[V]):
                 raise
             finally:
                 flight = visit.flight
-                waited = 0.0 if end is End.GOES_ON else clock() - began
-                self._part(visit, waited, end)
+                waited = clock() - began
+                if end is not End.GOES_ON:  # else it leaves by entering the next one
+                    self._part(visit, waited, end)
             assert flight is not None  # noqa: S101 - `enter` has taken the visitor in
             if end is not End.GOES_ON:
                 self._report(visit, flight, met, waited, end, error)

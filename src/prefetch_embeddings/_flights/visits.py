@@ -64,10 +64,23 @@ class Visits(Generic[V]):
         if visit.after is None:
             books.ledger.met(met)
         else:
-            visit.after.successor = flight
+            self._move_on(visit.after, flight, visit.waiter)
         visit.met = met
         visit.run = run
         visit.flight = flight
+
+    @staticmethod
+    def _move_on(failed: Flight[V], heir: Flight[V], waiter: Waiter) -> None:
+        """Take a query from the flight that failed it to the one by which it recovers.
+
+        Whoever comes first decides for all. The heir keeps its own failure for the last of them.
+        """
+        failed.waiters.pop(waiter, None)
+        if failed.successor is heir:
+            heir.to_come -= 1
+        else:
+            failed.successor = heir
+            heir.to_come += sum(other.for_query for other in failed.waiters)
 
     def _find(self, visit: Visit[V]) -> tuple[Flight[V], Met, Run | None]:
         """Find the flight that a query is to wait for, and the call it is to make for it.
@@ -77,7 +90,7 @@ class Visits(Generic[V]):
         """
         books, loop, after = self._books, visit.waiter.loop, visit.after
         heir = None if after is None else after.successor
-        if heir is not None and heir.state is not State.FAILED:
+        if heir is not None and (heir.state is not State.FAILED or heir.failure is not None):
             return heir, Met.READY if heir.state is State.DONE else Met.JOINED, None
         flight = books.look_up(visit.key)
         if flight is None:
@@ -140,9 +153,13 @@ class Visits(Generic[V]):
             if not flight.waiters and not flight.ended:
                 flight.first_query_at = None  # the queries that came have gone, unserved
             books.ledger.count_if_wasted(flight)
+        heir = flight.successor
+        if heir is not None and visit.waiter.for_query:
+            heir.to_come -= 1  # thrown out before it came there
+            _let_go_of_failure(heir)
+        _let_go_of_failure(flight)
         if flight.waiters:
             return ()
-        flight.failure = None  # it keeps no frames alive
         runs = flight.runs
         if flight.by_prefetch or flight.asks or not runs or any(run.loop is None for run in runs):
             return ()
@@ -214,3 +231,9 @@ class Visits(Generic[V]):
     def cancel_look(self) -> None:
         """Note that nobody will call `begin_due_calls` when that was planned."""
         self._books.patience.cancel_look()
+
+
+def _let_go_of_failure(flight: Flight[V]) -> None:
+    """Have a flight that nobody waits for any more, or will, keep no frames alive."""
+    if not flight.waiters and not flight.to_come:
+        flight.failure = None
