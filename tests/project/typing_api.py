@@ -376,8 +376,8 @@ asyncio.run(hold_it_on_a_loop())
 
 # --- What the library itself calls ---------------------------------------------------------------
 
-assert_type(manual.executor.submit("job", print), bool)
-assert_type(manual.executor.withdraw("job"), None)
+assert_type(manual.executor.wake(), bool)
+assert_type(manual.executor.join(1), bool)
 assert_type(manual.executor.close(), None)
 assert_type(manual.executor.reset_after_fork(), None)
 assert_type(manual.time.call_later(1, print), bool)
