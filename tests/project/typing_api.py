@@ -210,6 +210,7 @@ assert_type(
         during.hedge_started,
         during.hedge_won,
         during.hedge_denied,
+        during.overdue_calls,
     ],
     list[int],
 )
