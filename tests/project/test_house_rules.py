@@ -37,8 +37,9 @@ def _too_long(module: str, path: Path) -> Iterator[str]:
     if len(source.splitlines()) > MOST_LINES_OF_A_FILE:
         yield module
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ClassDef) and node.end_lineno is not None:
-            if node.end_lineno - node.lineno >= MOST_LINES_OF_A_CLASS:
+        if isinstance(node, ast.ClassDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > MOST_LINES_OF_A_CLASS:
                 yield f"{module}.{node.name}"
 
 

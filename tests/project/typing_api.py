@@ -186,6 +186,11 @@ assert_type(wrapper.close(), None)
 
 # --- What it tells -------------------------------------------------------------------------------
 
+assert_type(embeddings.prefetcher.closed, bool)
+asked, ticket = embeddings.prefetcher.ask("q")
+assert_type(asked, PrefetchOutcome)
+if ticket is not None:
+    assert_type(embeddings.prefetcher.take_back(ticket), bool)
 before = embeddings.stats()
 during = embeddings.stats() - before
 assert_type(during, PrefetchStats)
