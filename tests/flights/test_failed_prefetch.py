@@ -13,7 +13,7 @@ from prefetch_embeddings import (
     PrefetchingEmbeddings,
     PrefetchOutcome,
 )
-from prefetch_embeddings._flights.joins import ThreadWaiter
+from prefetch_embeddings._flights.joins import ThreadVisit
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 from tests.helpers import PATIENCE, Call, auntil, until, waiters
 
@@ -86,13 +86,13 @@ def test_flight_has_left_the_map_when_those_who_wait_for_it_are_told(
 ) -> None:
     embeddings = manual(model, attempts=1)
     seen: list[PrefetchOutcome] = []
-    wake = ThreadWaiter.wake
+    wake = ThreadVisit.wake
 
-    def telling(waiter: ThreadWaiter) -> None:
+    def telling(waiter: ThreadVisit) -> None:
         seen.append(embeddings.prefetch("q"))  # finds what is in the map then
         wake(waiter)
 
-    monkeypatch.setattr(ThreadWaiter, "wake", telling)
+    monkeypatch.setattr(ThreadVisit, "wake", telling)
     gate = model.hold("q")
     model.fail("q", PrefetchError())
     embeddings.prefetch("q")

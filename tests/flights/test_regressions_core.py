@@ -96,7 +96,6 @@ def test_where_no_thread_can_be_started_a_hedged_query_runs_inline(
     waiting.result()
 
 
-@pytest.mark.xfail(strict=True, reason="a query that calls the model aside never hears of it")
 def test_whatever_a_model_raises_in_a_thread_beside_reaches_its_query_and_nobody_else(
     wrap: Wrap, model: ScriptedEmbeddings
 ) -> None:

@@ -72,9 +72,22 @@ def _own_names(tree: ast.AST) -> set[str]:
     return {name for name in names if _is_private(name)}
 
 
+def _modules_of_bases(tree: ast.AST) -> set[str]:
+    """Return the modules of this package that hold a base class of one of this module's classes."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    bases = {ast.unparse(base).partition("[")[0] for cls in classes for base in cls.bases}
+    return {
+        node.module.removeprefix("prefetch_embeddings.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module is not None
+        if node.module.removeprefix("prefetch_embeddings.") in MODULES
+        if bases & {alias.name for alias in node.names}
+    }
+
+
 def _touched(tree: ast.AST) -> set[str]:
     """Return the private names that a module touches and that are not its own."""
-    own = _own_names(tree)
+    own = _own_names(tree).union(*(_own_names(_tree(base)) for base in _modules_of_bases(tree)))
     touched = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _is_private(node.attr):

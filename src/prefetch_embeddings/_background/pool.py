@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Job: TypeAlias = Callable[[], None]
-    Bell: TypeAlias = queue.SimpleQueue[None]
 
 IDLE_SECONDS: Final = 30.0
 """After so long without work a thread ends, so that a forgotten pool leaves nothing behind."""
@@ -59,6 +58,10 @@ class Source(Protocol):
 class Executor(Protocol):
     """What runs the jobs of a source in the background. `WorkerPool` does; tests bring others."""
 
+    @property
+    def accepts(self) -> bool:
+        """Whether jobs are run at all, as far as is known before one comes."""
+
     def wake(self) -> bool:
         """Have the source looked at soon, elsewhere. Never blocks. False: nobody ever will."""
 
@@ -75,9 +78,10 @@ class Executor(Protocol):
 class WorkerPool:
     """Up to `max_workers` daemon threads that take jobs from a source; None for no limit.
 
-    Invariant: no job waits while a thread sleeps. A thread that found nothing to do first puts its
-    bell among the idle ones, and then looks once more; whoever adds a job does so before `wake`
-    looks for a bell. One of the two sees the other.
+    Invariants: there are as many threads that sleep as marks in `_idle` and rings on their way, all
+    told: who takes a mark rings once. And no job waits while a thread sleeps: a thread that found
+    nothing to do first leaves its mark, and then looks once more; whoever adds a job does so before
+    `wake` looks for a mark. One of the two sees the other.
     """
 
     def __init__(
@@ -94,11 +98,13 @@ class WorkerPool:
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self._idle: deque[Bell] = deque()  # one bell for each thread that sleeps
+        self._idle: deque[None] = deque()  # a mark for each thread that sleeps
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes one of them
         self._threads: set[threading.Thread] = set()
         # One for each thread that may still be started:
         self._permits = None if self._max_workers is None else deque(range(self._max_workers))
-        self._closed = False
+        self.accepts = True
+        """Whether jobs are run: until it is closed."""
 
     def wake(self) -> bool:
         """Have a thread look at the source: one that sleeps, a new one, or the next to be free.
@@ -106,10 +112,9 @@ class WorkerPool:
         Returns:
             False if none ever will: the pool is closed, or no thread can be started.
         """
-        if self._closed:
+        if not self.accepts:
             return False
-        with suppress(IndexError):
-            self._idle.pop().put(None)
+        if self._idle and self._ring():
             return True
         if self._permits is not None:
             try:
@@ -129,10 +134,9 @@ class WorkerPool:
 
     def close(self) -> None:
         """Start nothing more, and let the threads end after what waits. Does not wait."""
-        self._closed = True
-        with suppress(IndexError):
-            while True:
-                self._idle.pop().put(None)
+        self.accepts = False
+        while self._ring():
+            pass
 
     def join(self, timeout: float) -> bool:
         """Wait, `timeout` seconds at the most, until no thread is left; True if so."""
@@ -145,7 +149,6 @@ class WorkerPool:
 
     def _work(self) -> None:
         idle = self._idle
-        bell: Bell = queue.SimpleQueue()
         try:
             while True:
                 while (job := self._source.take()) is not None:
@@ -153,33 +156,40 @@ class WorkerPool:
                     del job  # a sleeping thread keeps nothing alive
                     if self._idle is not idle:
                         return  # the job has forked: this is the child, and its only thread
-                if not self._sleep(bell):
+                if not self._sleep():
                     return
         finally:
             if self._idle is idle:
                 self._gone(threading.current_thread())
-                if len(self._source) and not self._closed:
+                if len(self._source) and self.accepts:
                     self.wake()  # whoever added it may have counted on this thread
 
-    def _sleep(self, bell: Bell) -> bool:
+    def _sleep(self) -> bool:
         """Sleep until the bell rings; False when the thread should end instead."""
-        self._idle.append(bell)
-        if (len(self._source) or self._closed) and self._put_away(bell):
+        self._idle.append(None)
+        if (len(self._source) or not self.accepts) and self._take_mark():
             return len(self._source) > 0
         try:
-            bell.get(timeout=IDLE_SECONDS)
+            self._bell.get(timeout=IDLE_SECONDS)
         except queue.Empty:
-            if self._put_away(bell):
+            if self._take_mark():
                 return False
-            with suppress(queue.Empty):  # somebody has it in hand to ring it
-                bell.get(timeout=RINGING_SECONDS)
+            with suppress(queue.Empty):  # somebody has taken it, to ring
+                self._bell.get(timeout=RINGING_SECONDS)
         return True
 
-    def _put_away(self, bell: Bell) -> bool:
-        """Take a bell from the idle ones; False if somebody else has taken it, to ring it."""
+    def _ring(self) -> bool:
+        """Wake a thread; False if none sleeps."""
+        if not self._take_mark():
+            return False
+        self._bell.put(None)
+        return True
+
+    def _take_mark(self) -> bool:
+        """Take the mark of a thread that sleeps; False if there is none."""
         try:
-            self._idle.remove(bell)
-        except ValueError:
+            self._idle.pop()
+        except IndexError:
             return False
         return True
 

@@ -12,10 +12,9 @@ from prefetch_embeddings._flights.shelf import Shelf
 
 if TYPE_CHECKING:
     import asyncio
-    import contextvars
     from collections.abc import Callable, Hashable, Iterator
 
-    from prefetch_embeddings._flights.flight import Waiter
+    from prefetch_embeddings._flights.flight import Visit
     from prefetch_embeddings._flights.patience import Hedge
 
 
@@ -32,6 +31,8 @@ class Books:
         attempts: Tries of a background flight that nobody waits for.
         hedge: When a flight that is waited for gets a second call early; None for never.
         clock: A monotonic clock, in seconds.
+        call_for_look: Is called within a step that makes a flight due another call before anybody
+            will look for it.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class Books:
         attempts: int,
         hedge: Hedge | None,
         clock: Callable[[], float],
+        call_for_look: Callable[[], object],
     ) -> None:
+        self._call_for_look: Final = call_for_look
         self._max_entries: Final = max_entries
         self._max_workers: Final = max_workers
         self._max_pending: Final = max_pending
@@ -61,14 +64,14 @@ class Books:
         self.shelf = Shelf(self.ttl, self._max_entries)
         self.admission = Admission(self._max_pending, self._max_workers, self._max_pending)
         self.ledger = Ledger()
-        self.patience = Patience(self._hedge, self.ledger.durations)
+        self.patience = Patience(self._hedge, self.ledger.durations, self._call_for_look)
         self.detached: set[Flight[Any]] = set()  # unfinished, and no longer in the map
 
     # --- Moves ---------------------------------------------------------------------------------
 
     def look_up(self, key: Hashable) -> Flight[Any] | None:
         """Return the flight in the map, unless its time is up."""
-        flight = self.shelf.get(key)
+        flight = self.shelf.by_key.get(key)
         if flight is not None and flight.state is State.DONE:
             now = self.clock()
             if flight.expires_at <= now:
@@ -76,51 +79,31 @@ class Books:
                 return None
         return flight
 
-    def add(
-        self,
-        key: Hashable,
-        text: str,
-        options: Any,
-        *,
-        by_prefetch: bool,
-        context: contextvars.Context | None = None,
-        home: asyncio.AbstractEventLoop | None = None,
-    ) -> Flight[Any]:
-        """Put a new flight into the map, queued. Its key must have none."""
-        flight: Flight[Any] = Flight(
-            key,
-            text,
-            options,
-            self.clock(),
-            self.era,
-            by_prefetch=by_prefetch,
-            context=context,
-            home=home,
-        )
-        if by_prefetch:
-            self.ledger.counts.prefetch_started += 1
-            flight.asks = 1
-            self.admission.take_place(flight)
-        self.shelf.add(flight)
-        return flight
+    def add_prefetched(self, flight: Flight[Any], now: float) -> None:
+        """Put a new flight of a prefetch into the map, queued. Its key must have none."""
+        flight.asks = 1
+        self.shelf.by_key[flight.key] = flight
+        self.ledger.counts.prefetch_started += 1
+        if self.admission.paused:
+            self.admission.note_probe(flight, now)
 
     def claim(
         self,
         flight: Flight[Any],
+        now: float,
         loop: asyncio.AbstractEventLoop | None,
         *,
         for_query: bool,
         pays: bool = True,
     ) -> Run:
         """Take a flight from queued to running. Whoever gets the run is to carry it out."""
-        now = self.clock()
         flight.started_at = now
         flight.attempt += 1
         flight.state = State.RUNNING
-        if for_query or flight.home is None:
+        if flight.by_prefetch and (for_query or flight.home is None):
             self.admission.give_back(flight)
-        run = self.begin_run(flight, loop, for_query=for_query)
-        if pays:
+        run = self.begin_run(flight, now, loop, for_query=for_query)
+        if pays and self.patience.hedges:
             self.patience.pay_in()
         if flight.waiters:
             self.patience.watch(flight)
@@ -129,33 +112,40 @@ class Books:
     def begin_run(
         self,
         flight: Flight[Any],
+        now: float,
         loop: asyncio.AbstractEventLoop | None,
         *,
         for_query: bool,
         beside: bool = False,
     ) -> Run:
         """Give a running flight a run."""
-        now = self.clock()
-        run = Run(flight, now, loop, for_query=for_query, beside=beside)
-        flight.runs = (*flight.runs, run)
+        run = Run(flight, now, loop, for_query=for_query)
+        if for_query:
+            flight.for_query = True
+        if beside:
+            run.beside = True
         flight.called_at = now
-        flight.for_query = flight.for_query or for_query
-        self.admission.note_call(now)
+        flight.runs = (*flight.runs, run)
+        self.admission.called_at = now
         return run
 
-    def attend(self, flight: Flight[Any], waiter: Waiter, run: Run | None) -> None:
-        """Note one more who waits for a flight, and whether the call for it is its own."""
-        waiter.makes_call = run is not None
-        flight.waiters[waiter] = None
-        if flight.state is State.RUNNING and (run is None or self.patience.hedges):
+    def attend(self, flight: Flight[Any], visit: Visit[Any], run: Run | None) -> None:
+        """Note one more who waits for a flight, and the call for it that it is to make."""
+        flight.waiters[visit] = None
+        visit.run = run
+        visit.flight = flight
+        if (run is None or self.patience.hedges) and flight.state is State.RUNNING:
             self.patience.watch(flight)
 
     def end(self, flight: Flight[Any], state: State) -> None:
         """Take an unfinished flight to its end. Whoever called the step tells those who wait."""
         now = self.clock()
-        self.admission.give_back(flight)
-        self.detached.discard(flight)
+        if flight.by_prefetch:
+            self.admission.give_back(flight)
+        if not flight.held:
+            self.detached.discard(flight)
         flight.state = state
+        flight.ended = True
         flight.finished_at = now
         flight.context = None  # what is kept holds no request alive
         flight.options = None
@@ -166,14 +156,16 @@ class Books:
             flight.held = False
             return
         ledger = self.ledger
-        ledger.ended(flight)
+        if flight.by_prefetch:
+            ledger.ended(flight)
         if state is State.FAILED and flight.held:
             ledger.remember_if_unused(flight)
         if state is not State.DONE or self.closed or not flight.held:
             self.shelf.remove(flight)
-        else:
-            self.left(self.shelf.keep(flight, now))
-        ledger.count_if_wasted(flight)
+        elif left := self.shelf.keep(flight, now):
+            self.left(left)
+        if flight.by_prefetch:
+            ledger.count_if_wasted(flight)
 
     def let_go(self, flight: Flight[Any]) -> bool:
         """Take a flight out of the map before its time; True if that ended it."""

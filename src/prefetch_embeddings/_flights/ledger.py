@@ -7,7 +7,7 @@ import dataclasses
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from prefetch_embeddings._flights.flight import End, Met, State
+from prefetch_embeddings._flights.flight import End, State
 from prefetch_embeddings.stats import PrefetchStats
 
 if TYPE_CHECKING:
@@ -122,32 +122,20 @@ class Ledger:
         self.durations: Final = Durations()
         self._unused: deque[Unused] = deque(maxlen=UNUSED_KEPT)  # those that have left the map
 
-    def met(self, met: Met) -> None:
-        """Count a query by what it met first."""
-        counts = self.counts
-        if met is Met.READY:
-            counts.query_ready += 1
-        elif met is Met.JOINED:
-            counts.query_joined += 1
-        elif met is Met.CLAIMED:
-            counts.query_claimed += 1
-        else:
-            counts.query_missed += 1
-
     def parted(self, flight: Flight[Any], text: str, waited: float, end: End) -> None:
         """Count how a query for `text` parted from a flight, after `waited` seconds."""
         counts = self.counts
         counts.exposed_seconds += waited
-        counts.query_recovered += end is End.RECOVERED
-        counts.query_failed += end is End.FAILED
         if end is End.SERVED or end is End.RECOVERED:
+            counts.query_recovered += end is End.RECOVERED
             counts.query_matched += flight.text != text
-            self.served(flight)
+            if not flight.served:
+                self.served(flight)
+        elif end is End.FAILED:
+            counts.query_failed += 1
 
     def served(self, flight: Flight[Any]) -> None:
-        """Note that a query has got a flight's value."""
-        if flight.served:
-            return
+        """Note the first query that has got a flight's value."""
         flight.served = True
         if flight.by_prefetch:
             came = flight.first_query_at

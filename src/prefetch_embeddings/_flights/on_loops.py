@@ -88,6 +88,8 @@ class OnLoops(Generic[V]):
         else:
             if loops.current_task() is task:
                 self._landing.complete(run, value)
+        finally:
+            reentry.run_has_ended(flight)
 
 
 class _Landed:

@@ -27,18 +27,15 @@ class Shelf:
     def __init__(self, ttl: float, max_entries: int) -> None:
         self._ttl: Final = ttl
         self._max_entries: Final = max_entries
-        self._by_key: dict[Hashable, Flight[Any]] = {}
+        self.by_key: dict[Hashable, Flight[Any]] = {}
+        """The map. A ready flight in it may have outlived its time. Only looked at by others."""
         # The ready ones of those, by identity, since keys may be foreign objects:
         self._arrived: OrderedDict[Flight[Any], None] = OrderedDict()  # by completion
         self._served: OrderedDict[Flight[Any], None] = OrderedDict()  # by their last use
 
-    def get(self, key: Hashable) -> Flight[Any] | None:
-        """Return the flight of `key`. Changes nothing; a ready one may have outlived its time."""
-        return self._by_key.get(key)
-
     def flights(self) -> list[Flight[Any]]:
         """Return all flights, those that came last at the end."""
-        return list(self._by_key.values())
+        return list(self.by_key.values())
 
     def ready(self) -> list[Flight[Any]]:
         """Return the ready flights, those that came last at the end."""
@@ -46,17 +43,22 @@ class Shelf:
 
     def add(self, flight: Flight[Any]) -> None:
         """Put a new flight in the place of its key, which must be free."""
-        self._by_key[flight.key] = flight
+        self.by_key[flight.key] = flight
 
     def keep(self, flight: Flight[Any], now: float) -> list[Flight[Any]]:
         """Keep a flight that has become ready; return those that leave for it, or for age."""
         flight.expires_at = now + self._ttl
-        self._arrived[flight] = None
-        left = self.expire(now)
-        while len(self._arrived) > self._max_entries:
-            # A flight that is just arriving has served nobody: it leaves only where all wait.
-            left.append(next(iter(self._served or self._arrived)))
-            self.remove(left[-1])
+        arrived = self._arrived
+        arrived[flight] = None
+        if flight.first_query_at is not None:
+            self._served[flight] = None  # the query that waits for it takes its value now
+        left: list[Flight[Any]] = []
+        if next(iter(arrived)).expires_at <= now:
+            left = self.expire(now)
+        while len(arrived) > self._max_entries:
+            oldest = next(iter(self._served or arrived))
+            self.remove(oldest)
+            left.append(oldest)
         return left
 
     def use(self, flight: Flight[Any]) -> None:
@@ -69,8 +71,8 @@ class Shelf:
         flight.held = False
         self._arrived.pop(flight, None)
         self._served.pop(flight, None)
-        if self._by_key.get(flight.key) is flight:
-            del self._by_key[flight.key]
+        if self.by_key.get(flight.key) is flight:
+            del self.by_key[flight.key]
 
     def expire(self, now: float) -> list[Flight[Any]]:
         """Take out what has outlived its time, and return it."""
@@ -85,9 +87,9 @@ class Shelf:
 
     def mend(self) -> None:
         """Have the three dictionaries say the same again, after a step that was torn."""
-        ready = [flight for flight in self._by_key.values() if flight.state is State.DONE]
+        ready = [flight for flight in self.by_key.values() if flight.state is State.DONE]
         served = [flight for flight in self._served if flight.held]
-        for flight in [f for f in self._by_key.values() if f.state is State.FAILED]:
+        for flight in [f for f in self.by_key.values() if f.state is State.FAILED]:
             self.remove(flight)
         for flight in ready:
             flight.expires_at = flight.finished_at + self._ttl
