@@ -97,14 +97,17 @@ def test_where_no_thread_can_be_started_a_hedged_query_runs_inline(
 
 
 def test_whatever_a_model_raises_in_a_thread_beside_reaches_its_query_and_nobody_else(
-    wrap: Wrap, model: ScriptedEmbeddings
+    wrap: Wrap, model: ScriptedEmbeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told = threading.Event()  # that it is the thread's, too
+    monkeypatch.setattr(threading, "excepthook", lambda _: told.set())
     embeddings = wrap(model, hedge=NEVER)
     model.fail("q", SystemExit("a model's own exit"))
     with pytest.raises(SystemExit):
         embeddings.embed_query("q")
     embeddings.close()
     assert embeddings.prefetcher.join(PATIENCE)
+    assert told.wait(PATIENCE)
 
 
 # Tasks.
