@@ -84,7 +84,8 @@ class Visits(Generic[V]):
             run = books.claim(flight, now, visit.loop, for_query=True)
         elif flight.state is State.DONE:
             met = Met.READY
-            books.shelf.use(flight)
+            if flight.held:  # an heir may have left the map
+                books.shelf.use(flight)
         elif flight.state is State.QUEUED:
             met = Met.CLAIMED
             flight.text, flight.options = visit.text, visit.options
