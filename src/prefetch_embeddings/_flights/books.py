@@ -150,7 +150,7 @@ class Books:
         flight.context = None  # what is kept holds no request alive
         flight.options = None
         flight.runs = ()
-        if state is State.DONE or not flight.waiters:
+        if state is State.DONE or not (flight.waiters or flight.to_come):
             flight.failure = None
         if flight.era is not self.era:
             flight.held = False

@@ -160,6 +160,7 @@ class Flight(Generic[V]):
     first_query_at: float | None = None  # when the first of the queries that wait came
     served = False  # whether any query got its value
     successor: Flight[V] | None = None  # the one flight by which its waiters recover
+    to_come = 0  # queries that recover by it, and have not come yet
     held = True  # whether it is in the map
     # Read without the lock, too; once it has ended it stays so:
     ended = False  # whether it is done or failed

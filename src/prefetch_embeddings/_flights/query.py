@@ -80,8 +80,9 @@ class Queries(Generic[V]):
                 end = End.FAILED
                 raise
             finally:
-                waited = 0.0 if end is End.GOES_ON else self._clock() - began
-                self._part(visit, waited, end)
+                waited = self._clock() - began
+                if end is not End.GOES_ON:  # else it leaves by entering the next one
+                    self._part(visit, waited, end)
             if end is not End.GOES_ON:
                 if self._reporter.listening or (visit.met is Met.MISSED and self._on_missed):
                     self._report(visit, flight, waited, end, error)

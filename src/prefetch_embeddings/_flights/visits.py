@@ -85,7 +85,8 @@ class Visits(Generic[V]):
             run = books.claim(flight, now, visit.loop, for_query=True)
         elif flight.state is State.DONE:
             met = Met.READY
-            books.shelf.use(flight)
+            if flight.held:  # an heir may have left the map
+                books.shelf.use(flight)
         elif flight.state is State.QUEUED:
             met = Met.CLAIMED
             flight.text, flight.options = visit.text, visit.options
@@ -95,6 +96,8 @@ class Visits(Generic[V]):
             _refuse_to_wait_for_oneself(flight)
             if after is not None and not flight.for_query and len(flight.runs) < MOST_CALLS:
                 run = books.begin_run(flight, now, visit.loop, for_query=True)
+        if after is not None:
+            self._move_on(visit, after, flight)
         books.attend(flight, visit, run)
         if flight.first_query_at is None and not flight.ended:
             flight.first_query_at = now
@@ -109,15 +112,26 @@ class Visits(Generic[V]):
                 counts.query_claimed += 1
             else:
                 counts.query_ready += 1
-        else:
-            after.successor = flight
 
     def _heir(self, after: Flight[V], key: Hashable) -> Flight[V] | None:
         """Return the flight by which those recover whom `after` has failed; None for a new one."""
         heir = after.successor
-        if heir is not None and heir.state is not State.FAILED:
+        if heir is not None and (heir.state is not State.FAILED or _fails_all(heir)):
             return heir
         return self._books.look_up(key)
+
+    @staticmethod
+    def _move_on(visit: Visit[V], failed: Flight[V], heir: Flight[V]) -> None:
+        """Take a query from the flight that failed it to the one by which it recovers.
+
+        Whoever comes first decides for all. The heir keeps its own failure for the last of them.
+        """
+        failed.waiters.pop(visit, None)
+        if failed.successor is heir:
+            heir.to_come -= 1
+        else:
+            failed.successor = heir
+            heir.to_come += sum(other.for_query for other in failed.waiters)
 
     @step
     def attend(self, visit: Visit[V], *, claim: bool) -> None:
@@ -167,9 +181,13 @@ class Visits(Generic[V]):
                 flight.first_query_at = None  # the queries that came have gone, unserved
             if flight.by_prefetch:
                 books.ledger.count_if_wasted(flight)
+        heir = flight.successor
+        if heir is not None and visit.for_query:
+            heir.to_come -= 1  # thrown out before it came there
+            _let_go_of_failure(heir)
+        _let_go_of_failure(flight)
         if flight.waiters:
             return ()
-        flight.failure = None  # it keeps no frames alive
         runs = flight.runs
         if flight.by_prefetch or flight.asks or not runs or any(run.loop is None for run in runs):
             return ()
@@ -247,3 +265,14 @@ def _refuse_to_wait_for_oneself(flight: Flight[Any]) -> None:
     """
     if flight.is_carried_by(threading.get_ident()) and reentry.running.get() is None:
         raise ReenteredError
+
+
+def _fails_all(flight: Flight[V]) -> bool:
+    """Tell whether a call for a query has failed, and with it all who wait for the flight."""
+    return flight.failure is not None and isinstance(flight.failure.error, Exception)
+
+
+def _let_go_of_failure(flight: Flight[V]) -> None:
+    """Have a flight that nobody waits for any more, or will, keep no frames alive."""
+    if not flight.waiters and not flight.to_come:
+        flight.failure = None
