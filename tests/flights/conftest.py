@@ -12,7 +12,7 @@ from tests import helpers
 if seconds := os.environ.get("TEST_PATIENCE"):  # to be told of what hangs before long
     helpers.PATIENCE = float(seconds)
 
-from tests.flights import outside  # noqa: E402 - it takes over the patience
+from tests.flights import outside
 
 
 @pytest.hookimpl(wrapper=True)

@@ -222,7 +222,9 @@ class Interrupter:
         if not self._left:
             sys.setprofile(None)
             self.raised = True
-            self.where = f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {event} {argument}"
+            self.where = (
+                f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {event} {argument}"
+            )
             raise self._error
 
 
@@ -613,7 +615,9 @@ def test_places_come_back_from_prefetches_that_were_interrupted(manual: Manual) 
     free = places(embeddings)
     for at in range(1, 400):
         interrupter = interrupted_at(
-            at, SoftTimeLimitExceededError, lambda: embeddings.prefetch(f"q {at}")  # noqa: B023
+            at,
+            SoftTimeLimitExceededError,
+            lambda: embeddings.prefetch(f"q {at}"),  # noqa: B023
         )
         embeddings.executor.run_all()
         embeddings.forget(f"q {at}")

@@ -485,9 +485,7 @@ def kept_lists(length: int) -> int:
     """Return how many sequences of that length the collector has to walk over."""
     gc.collect()
     gc.collect()  # a tuple is taken off its books when it has been looked at
-    return sum(
-        isinstance(each, list | tuple) and len(each) == length for each in gc.get_objects()
-    )
+    return sum(isinstance(each, list | tuple) and len(each) == length for each in gc.get_objects())
 
 
 @pytest.mark.parametrize("how", ["prefetched", "missed", "in a worker", "on a loop", "batch"])

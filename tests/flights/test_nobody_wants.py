@@ -393,9 +393,7 @@ def test_what_somebody_else_asked_for_is_retried(manual: Manual, before: bool) -
 async def test_all_have_left_and_both_calls_fail(manual: Manual, native: bool, last: int) -> None:
     """The flight is tried again or ends; its place in the queue comes back either way."""
     model = CallByCall(holding=2, failing={1: TimeoutError(), 2: TimeoutError()})
-    embeddings = manual(
-        model, max_workers=2, max_pending=2, hedge=Hedge(after=0.05, budget=1.0)
-    )
+    embeddings = manual(model, max_workers=2, max_pending=2, hedge=Hedge(after=0.05, budget=1.0))
     all_places = places(embeddings)
     worker = None
     if native:

@@ -629,9 +629,7 @@ async def test_due_also_for_a_coroutine_that_began_to_wait_while_it_was_queued(
 
 @pytest.mark.parametrize("end", ["closed", "stopped and closed"])
 @pytest.mark.parametrize("began", ["a prefetch", "a query"])
-def test_a_loop_that_closes_under_a_flight_is_noticed(
-    manual: Manual, end: str, began: str
-) -> None:
+def test_a_loop_that_closes_under_a_flight_is_noticed(manual: Manual, end: str, began: str) -> None:
     """By itself: the time by hand stands still, so that the call is never overdue."""
     model = CallByCall(holding=1)
     embeddings = manual(model)

@@ -136,7 +136,9 @@ def test_who_waits_for_it_keeps_it(manual: Manual, model: ScriptedEmbeddings) ->
     waited.result()
 
 
-def test_the_next_utterance_takes_back_no_final_text(manual: Manual, model: ScriptedEmbeddings) -> None:
+def test_the_next_utterance_takes_back_no_final_text(
+    manual: Manual, model: ScriptedEmbeddings
+) -> None:
     embeddings = manual(model)
     speech = at_once(embeddings)
     speech.on_partial("how much is it")
