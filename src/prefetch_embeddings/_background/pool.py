@@ -94,7 +94,8 @@ class WorkerPool:
     def reset_after_fork(self) -> None:
         """Start anew: in a forked child none of the threads exist."""
         self._crew = crew = _Crew(self._max_workers)
-        weakref.finalize(self, crew.close).atexit = False
+        # Rung when the pool goes. A function in C: nothing is interrupted in it.
+        crew.pool = weakref.ref(self, crew.bell.put)  # type: ignore[arg-type]
 
     @property
     def accepts(self) -> bool:
@@ -114,9 +115,7 @@ class WorkerPool:
             return True
         if not crew.take_permit():
             return True  # all are busy, and each looks at the source before it sleeps
-        thread = threading.Thread(
-            target=_work, args=(crew, weakref.ref(self)), name=self._name, daemon=True
-        )
+        thread = threading.Thread(target=_work, args=(crew,), name=self._name, daemon=True)
         crew.threads.add(thread)
         try:
             start(thread)
@@ -156,10 +155,10 @@ class WorkerPool:
 class _Crew:
     """The threads of a pool, those that sleep among them.
 
-    Invariants: there are as many threads that sleep as marks in `idle` and rings on their way, all
-    told: who takes a mark rings once. And no job waits while a thread sleeps: a thread that found
+    Invariants: there are at most as many marks in `idle` as threads that sleep, less the rings on
+    their way: who rings takes a mark. And no job waits while a thread sleeps: a thread that found
     nothing to do first leaves its mark, and then looks once more; whoever adds a job does so before
-    `wake` looks for a mark. One of the two sees the other.
+    `wake` looks for a mark. One of the two sees the other. A ring too many does no harm.
     """
 
     def __init__(self, max_workers: int | None) -> None:
@@ -167,6 +166,7 @@ class _Crew:
         self.threads: set[threading.Thread] = set()
         self.idle: deque[None] = deque()  # a mark for each thread that sleeps
         self.bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes one of them
+        self.pool: weakref.ref[WorkerPool]
         # One for each thread that may still be started:
         self._permits = None if max_workers is None else deque(range(max_workers))
 
@@ -188,9 +188,10 @@ class _Crew:
 
     def ring(self) -> bool:
         """Wake a thread; False if none sleeps."""
-        if not self.take_mark():
+        if not self.idle:
             return False
         self.bell.put(None)
+        self.take_mark()
         return True
 
     def take_mark(self) -> bool:
@@ -208,10 +209,10 @@ class _Crew:
             pass
 
 
-def _work(crew: _Crew, reference: weakref.ref[WorkerPool]) -> None:
+def _work(crew: _Crew) -> None:
     """Be one thread of a pool."""
     try:
-        while (pool := reference()) is not None and pool.is_served_by(crew):
+        while (pool := crew.pool()) is not None and pool.is_served_by(crew):
             job = pool.take()
             if job is not None:
                 del pool
@@ -226,8 +227,10 @@ def _work(crew: _Crew, reference: weakref.ref[WorkerPool]) -> None:
                 return
     finally:
         crew.remove(threading.current_thread())
-        pool = reference()
-        if pool is not None and crew.open and pool.is_served_by(crew) and pool.has_work():
+        pool = crew.pool()
+        if pool is None:
+            crew.bell.put(None)  # the next one is to end, too
+        elif crew.open and pool.is_served_by(crew) and pool.has_work():
             pool.wake()  # whoever added it may have counted on this thread
 
 

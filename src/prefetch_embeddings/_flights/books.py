@@ -75,15 +75,16 @@ class Books:
         if flight is not None and flight.state is State.DONE:
             now = self.clock()
             if flight.expires_at <= now:
-                self.left(self.shelf.expire(now))
+                self.take_out(self.shelf.expired(now))
                 return None
         return flight
 
     def add_prefetched(self, flight: Flight[Any], now: float) -> None:
         """Put a new flight of a prefetch into the map, queued. Its key must have none."""
+        counts, by_key, key = self.ledger.counts, self.shelf.by_key, flight.key
         flight.asks = 1
-        self.shelf.by_key[flight.key] = flight
-        self.ledger.counts.prefetch_started += 1
+        by_key[key] = flight  # and from here to the next call nothing can come in between
+        counts.prefetch_started += 1
         if self.admission.paused:
             self.admission.note_probe(flight, now)
 
@@ -140,59 +141,72 @@ class Books:
     def end(self, flight: Flight[Any], state: State) -> None:
         """Take an unfinished flight to its end. Whoever called the step tells those who wait."""
         now = self.clock()
+        if state is State.DONE or not (flight.waiters or flight.to_come):
+            flight.failure = None
+        if flight.era is not self.era:
+            flight.held = flight.by_prefetch = False  # it is counted in the parent
+            self.ledger.ended(flight, state, now)
+            return
+        if state is State.FAILED and flight.held:
+            self.ledger.remember_if_unused(flight)
+        self.ledger.ended(flight, state, now)
         if flight.by_prefetch:
             self.admission.give_back(flight)
         if not flight.held:
             self.detached.discard(flight)
-        flight.state = state
-        flight.ended = True
-        flight.finished_at = now
-        flight.context = None  # what is kept holds no request alive
-        flight.options = None
-        flight.runs = ()
-        if state is State.DONE or not (flight.waiters or flight.to_come):
-            flight.failure = None
-        if flight.era is not self.era:
-            flight.held = False
-            return
-        ledger = self.ledger
-        if flight.by_prefetch:
-            ledger.ended(flight)
-        if state is State.FAILED and flight.held:
-            ledger.remember_if_unused(flight)
-        if state is not State.DONE or self.closed or not flight.held:
+        elif state is not State.DONE or self.closed:
+            self.ledger.left_map(flight)
             self.shelf.remove(flight)
-        elif left := self.shelf.keep(flight, now):
-            self.left(left)
-        if flight.by_prefetch:
-            ledger.count_if_wasted(flight)
+        elif leaving := self.shelf.keep(flight, now):
+            self.take_out(leaving)
 
     def let_go(self, flight: Flight[Any]) -> bool:
         """Take a flight out of the map before its time; True if that ended it."""
-        self.shelf.remove(flight)
         if flight.state is State.QUEUED and not flight.waiters:
             self.end(flight, State.FAILED)
             return True
-        if flight.state is State.DONE:
-            self.ledger.count_if_wasted(flight)
-        else:
+        if not flight.ended:
             self.detached.add(flight)
+        self.ledger.left_map(flight)
+        self.shelf.remove(flight)
         return False
 
-    def left(self, flights: list[Flight[Any]]) -> None:
-        """Note that ready flights have left for age or for size."""
+    def take_out(self, flights: list[Flight[Any]]) -> None:
+        """Take ready flights out of the map, for age or for size."""
         for flight in flights:
             self.ledger.remember_if_unused(flight)
-            self.ledger.count_if_wasted(flight)
+            self.ledger.left_map(flight)
+            self.shelf.remove(flight)
 
     def expire(self) -> None:
         """Let go of what has outlived its time."""
-        self.left(self.shelf.expire(self.clock()))
+        self.take_out(self.shelf.expired(self.clock()))
+
+    def mend(self, thrown_out: int) -> list[Flight[Any]]:
+        """Put in order what a torn step may have left; return the flights that this has ended.
+
+        Args:
+            thrown_out: The thread whose step it was. Calls that it was to make, and has not begun,
+                nobody will make.
+        """
+        self.shelf.mend()
+        self.detached = {flight for flight in self.detached if not flight.ended}
+        ended = []
+        for flight in self.unfinished():
+            flight.runs = tuple(r for r in flight.runs if r.began or r.thread != thrown_out)
+            if flight.state is State.RUNNING and not flight.runs:
+                if flight.by_prefetch and not flight.for_query and not flight.waiters:
+                    flight.state = State.QUEUED
+                else:
+                    self.end(flight, State.FAILED)
+                    ended.append(flight)
+        self.admission.mend(self.unfinished())
+        return ended
 
     def unfinished(self) -> list[Flight[Any]]:
         """Return every flight that has not ended."""
-        held = [flight for flight in self.shelf.flights() if not flight.ended]
-        return [*held, *self.detached]
+        held = {flight for flight in self.shelf.flights() if not flight.ended}
+        return [*(held | self.detached)]
 
     def leaks(self) -> Iterator[str]:
         """Say what is under way, or does not add up. Nothing is, when all calls have returned."""

@@ -181,7 +181,7 @@ class Flight(Generic[V]):
     ) -> None:
         # Written before the flight is shared, then only read:
         self.key: Final = key
-        self.by_prefetch: Final = by_prefetch
+        self.by_prefetch = by_prefetch
         self.home: Final = home
         """The loop that runs it in the background; None for the worker threads."""
         self.era: Final = era
@@ -195,11 +195,6 @@ class Flight(Generic[V]):
         self.context = context  # of the prefetch's caller; runs in the background copy it
         self.asked_at = asked_at  # when a prefetch last asked for it
         self.waiters: dict[Visit[V], None] = {}  # those who entered it and have not left
-
-    @property
-    def duration(self) -> float:
-        """Seconds from its last start to its end."""
-        return self.finished_at - self.started_at
 
     @property
     def wanted(self) -> bool:

@@ -105,9 +105,16 @@ class InThreads(Generic[V]):
             BaseException: What interrupted the caller. It is the caller's alone: for the flight
                 it is as if nobody carried out this run.
         """
-        flight = run.flight
         try:
-            run.began = True
+            self._carry_out(run, is_callers=is_callers)
+        except BaseException:
+            self._landing.lose(run)  # unless it has landed
+            raise
+
+    def _carry_out(self, run: Run, *, is_callers: bool) -> None:
+        flight = run.flight
+        run.began = True
+        try:
             token = reentry.running.set(flight)
             try:
                 value = self._loader.load(flight.text, flight.options)
@@ -115,8 +122,7 @@ class InThreads(Generic[V]):
                 reentry.running.reset(token)
                 reentry.run_has_ended(flight)
         except BaseException as error:
-            if is_callers and not (isinstance(error, Exception) and not came_from_a_signal(error)):
-                self._landing.lose(run)
+            if is_callers and (not isinstance(error, Exception) or came_from_a_signal(error)):
                 raise
             self._landing.fail(run, error)
             if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -128,11 +134,7 @@ class InThreads(Generic[V]):
         """Carry out a run in a thread of its own, which may hang; False if none can be had."""
 
         def job() -> None:
-            try:
-                context.run(self.run_here, run, is_callers=False)
-            except BaseException:
-                self._landing.lose(run)
-                raise
+            context.run(self.run_here, run, is_callers=False)
 
         run.aside = True
         if not self._aside.submit(job):

@@ -162,8 +162,8 @@ class Landing(Generic[V]):
             if run.beside:
                 books.ledger.counts.hedge_won += 1
             books.ledger.durations.add(books.clock() - run.started_at)
-        if not kept:
-            books.shelf.remove(flight)
+        if not kept and flight.held:
+            books.let_go(flight)
         books.end(flight, State.DONE)
         return runs, current and books.admission.note_success()
 
@@ -208,20 +208,10 @@ class Landing(Generic[V]):
         self._books.end(flight, State.FAILED)
         return True
 
-    def mend(self) -> None:
+    def mend(self, thrown_out: int) -> None:
         """Put in order what a torn step may have left. Called within the next step."""
-        books, me = self._books, self.steps.torn_by
-        books.shelf.mend()
-        for flight in books.unfinished():
-            # Calls that the thread was to make, and was thrown out before it could:
-            flight.runs = tuple(run for run in flight.runs if run.began or run.thread != me)
-            if flight.state is State.RUNNING and not flight.runs:
-                if flight.by_prefetch and not flight.for_query and not flight.waiters:
-                    flight.state = State.QUEUED
-                else:
-                    books.end(flight, State.FAILED)
-                    self.steps.put_off.append(functools.partial(_tell_waiters, flight))
-        books.admission.mend(books.unfinished())
+        for flight in self._books.mend(thrown_out):
+            self.steps.put_off.append(functools.partial(_tell_waiters, flight))
 
 
 def _tell_waiters(flight: Flight[Any]) -> None:

@@ -99,8 +99,8 @@ class Prefetcher(Asking[V]):
         on_loops: OnLoops[V] = OnLoops(flights, landing, loader)
         executor = flights.executor = background.executor(in_threads, max_workers)
 
-        def mend() -> None:
-            landing.mend()
+        def mend(thrown_out: int) -> None:
+            landing.mend(thrown_out)
             steps.put_off.append(executor.wake)  # it may have been to be woken
 
         steps.mend = mend

@@ -80,9 +80,12 @@ class Queries(Generic[V]):
                 end = End.FAILED
                 raise
             finally:
-                waited = self._clock() - began
                 if end is not End.GOES_ON:  # else it leaves by entering the next one
-                    self._part(visit, waited, end)
+                    try:
+                        waited = self._part(visit, began, end)
+                    except BaseException:  # a signal handler has thrown us out half way
+                        waited = self._part(visit, began, end)
+                        raise
             if end is not End.GOES_ON:
                 if self._reporter.listening or (visit.met is Met.MISSED and self._on_missed):
                     self._report(visit, flight, waited, end, error)
@@ -109,7 +112,11 @@ class Queries(Generic[V]):
             # else: the loop that runs it cannot turn while this thread waits
             return flight.state is State.DONE
         finally:
-            self._part(visit, 0.0, End.GONE)
+            try:
+                self._part(visit, None, End.GONE)
+            except BaseException:  # as above
+                self._part(visit, None, End.GONE)
+                raise
 
     def _stay(
         self, visit: ThreadVisit | LoopVisit, flight: Flight[V], timeout: float | None = None
@@ -129,28 +136,26 @@ class Queries(Generic[V]):
             if behalf_of is not None:
                 reentry.end_wait(behalf_of, flight)
 
-    def _part(self, visit: Visit[V], waited: float, end: End) -> None:
-        """Part a visitor from its flight, also where a signal handler throws us out half way."""
-        try:
-            self._leave(visit, waited, end)
-        except BaseException:
-            self._leave(visit, waited, end)
-            raise
+    def _part(self, visit: Visit[V], began: float | None, end: End) -> float:
+        """Part a visitor from its flight; return what it waited since it `began`, in seconds.
 
-    def _leave(self, visit: Visit[V], waited: float, end: End) -> None:
+        It may be called again where it was left half way.
+        """
+        waited = 0.0 if began is None else self._clock() - began
         flight, run = visit.flight, visit.run
         if flight is None:
-            return
+            return waited
         if run is not None and not run.began:
             self._landing.lose(run)  # thrown out before the call could even begin
         try:
             unwanted = self._visits.leave(visit, waited, end)
         except ReenteredError:  # a coroutine that the collector destroys within a step
-            self._visits.steps.put_off.append(lambda: self._leave(visit, waited, end))
-            return
+            self._visits.steps.put_off.append(lambda: self._part(visit, began, end))
+            return waited
         if unwanted:
             self._landing.let_down(flight, unwanted, flight.attempt)
         visit.flight = visit.run = None
+        return waited
 
     def _report(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,25 +42,17 @@ class Shelf:
         """Return the ready flights, those that came last at the end."""
         return list(self._arrived)
 
-    def add(self, flight: Flight[Any]) -> None:
-        """Put a new flight in the place of its key, which must be free."""
-        self.by_key[flight.key] = flight
-
     def keep(self, flight: Flight[Any], now: float) -> list[Flight[Any]]:
-        """Keep a flight that has become ready; return those that leave for it, or for age."""
+        """Keep a flight that has become ready; return those that are to leave for it, or for age."""
         flight.expires_at = now + self._ttl
         arrived = self._arrived
         arrived[flight] = None
         if flight.first_query_at is not None:
             self._served[flight] = None  # the query that waits for it takes its value now
-        left: list[Flight[Any]] = []
         if next(iter(arrived)).expires_at <= now:
-            left = self.expire(now)
-        while len(arrived) > self._max_entries:
-            oldest = next(iter(self._served or arrived))
-            self.remove(oldest)
-            left.append(oldest)
-        return left
+            return self.expired(now)
+        surplus = len(arrived) - self._max_entries
+        return list(itertools.islice(self._served or arrived, surplus)) if surplus > 0 else []
 
     def use(self, flight: Flight[Any]) -> None:
         """Note that a ready flight serves a query."""
@@ -68,31 +61,22 @@ class Shelf:
 
     def remove(self, flight: Flight[Any]) -> None:
         """Take out a flight, if it is still the one that stands for its key."""
-        flight.held = False
         self._arrived.pop(flight, None)
         self._served.pop(flight, None)
         if self.by_key.get(flight.key) is flight:
             del self.by_key[flight.key]
 
-    def expire(self, now: float) -> list[Flight[Any]]:
-        """Take out what has outlived its time, and return it."""
-        expired: list[Flight[Any]] = []
-        while self._arrived:
-            oldest = next(iter(self._arrived))
-            if oldest.expires_at > now:
-                break
-            self.remove(oldest)
-            expired.append(oldest)
-        return expired
+    def expired(self, now: float) -> list[Flight[Any]]:
+        """Return what has outlived its time."""
+        return list(itertools.takewhile(lambda flight: flight.expires_at <= now, self._arrived))
 
     def mend(self) -> None:
         """Have the three dictionaries say the same again, after a step that was torn."""
+        for key in [k for k, f in self.by_key.items() if not f.held or f.state is State.FAILED]:
+            self.by_key.pop(key).held = False
         ready = [flight for flight in self.by_key.values() if flight.state is State.DONE]
-        served = [flight for flight in self._served if flight.held]
-        for flight in [f for f in self.by_key.values() if f.state is State.FAILED]:
-            self.remove(flight)
         for flight in ready:
             flight.expires_at = flight.finished_at + self._ttl
         ready.sort(key=lambda flight: flight.expires_at)
         self._arrived = OrderedDict.fromkeys(ready)
-        self._served = OrderedDict.fromkeys(flight for flight in served if flight in self._arrived)
+        self._served = OrderedDict.fromkeys(f for f in self._served if f in self._arrived)

@@ -37,8 +37,9 @@ class Steps:
     def __init__(self) -> None:
         self.start_anew()
 
-    mend: Callable[[], None]
-    """Puts in order what a torn step may have left. Called within the next one."""
+    mend: Callable[[int], None]
+    """Puts in order what a torn step may have left, given the thread that was thrown out of it.
+    Called within the next one."""
 
     def start_anew(self) -> None:
         """Make the lock; once more in a forked child, where another thread may have held it."""
@@ -81,7 +82,7 @@ def step(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
             steps.within = True
             try:
                 if steps.torn_by is not None:
-                    steps.mend()
+                    steps.mend(steps.torn_by)
                     steps.torn_by = None
                 result = method(self, *args, **kwargs)
             except ReenteredError:

@@ -48,9 +48,9 @@ class Visits(Generic[V]):
             try:
                 if not flight.held or flight.expires_at <= books.clock():
                     return None
-                counts = books.ledger.counts
+                counts, ledger = books.ledger.counts, books.ledger
                 if not flight.served:
-                    books.ledger.served(flight)
+                    ledger.served_at_once(flight, ledger.hidden(flight))
                 books.shelf.use(flight)
                 counts.query_matched += flight.text != text
                 counts.query_ready += 1
@@ -170,17 +170,19 @@ class Visits(Generic[V]):
             a thread cannot be cancelled, and a flight that has one goes on, for whoever comes.
         """
         flight, books = visit.flight, self._books
-        if flight is None or visit not in flight.waiters:
+        if flight is None:
             return ()
-        del flight.waiters[visit]
+        if visit in flight.waiters:
+            if flight.era is books.era:
+                hidden = 0.0 if flight.served else books.ledger.hidden(flight)
+                books.ledger.parted(flight, visit, waited, end, hidden)
+            else:
+                del flight.waiters[visit]
         if flight.era is books.era:
-            books.ledger.parted(flight, visit.text, waited, end)
             if flight.served and flight.held and flight.ended:
                 books.shelf.use(flight)
             if not flight.waiters and not flight.ended:
                 flight.first_query_at = None  # the queries that came have gone, unserved
-            if flight.by_prefetch:
-                books.ledger.count_if_wasted(flight)
         heir = flight.successor
         if heir is not None and visit.for_query:
             heir.to_come -= 1  # thrown out before it came there
@@ -231,8 +233,7 @@ class Visits(Generic[V]):
             patience.watch(flight)
             return None
         if len(flight.runs) >= MOST_CALLS:
-            books.shelf.remove(flight)  # the next query begins anew; these go on waiting
-            books.detached.add(flight)
+            books.let_go(flight)  # the next query begins anew; these go on waiting
             return None
         if hedge and not patience.take_hedge():
             counts.hedge_denied += 1
