@@ -116,8 +116,8 @@ class WorkerPool:
         if not crew.take_permit():
             return True  # all are busy, and each looks at the source before it sleeps
         thread = threading.Thread(target=_work, args=(crew,), name=self._name, daemon=True)
-        crew.threads.add(thread)
         try:
+            crew.threads.add(thread)
             start(thread)
         except BaseException as error:
             crew.remove(thread)

@@ -203,16 +203,19 @@ class Flight(Generic[V]):
 
     def is_carried_by(self, thread: int) -> bool:
         """Tell whether a thread has it to run, and so cannot wait for it."""
-        return any(r.thread == thread and r.loop is None and not r.aside for r in self.runs)
+        carried = [r.thread == thread and r.loop is None and not r.aside for r in self.runs]
+        return any(carried)
 
     def is_left_alone(self) -> bool:
         """Tell whether nothing will come of it: all loops that would run it have closed."""
-        carriers = [run.loop for run in self.runs] if self.runs else [self.home]
-        return all(loop is not None and loop.is_closed() for loop in carriers)
+        if not self.runs:
+            return self.home is not None and self.home.is_closed()
+        closed = [run.loop is not None and run.loop.is_closed() for run in self.runs]
+        return all(closed)
 
     def runs_only_on(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Tell whether nothing can come of it while `loop` does not turn."""
-        return bool(self.runs) and all(run.loop is loop for run in self.runs)
+        return bool(self.runs) and {run.loop for run in self.runs} == {loop}
 
 
 class Ticket(Generic[V]):

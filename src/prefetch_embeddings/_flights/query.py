@@ -124,7 +124,7 @@ class Queries(Generic[V]):
         """Make the call that is the visitor's, and wait for its flight."""
         behalf_of = reentry.begin_wait(flight, mine=visit.run is not None)
         try:
-            if visit.run is None and visit.loop is None and any(r.loop for r in flight.runs):
+            if visit.run is None and visit.loop is None and {r.loop for r in flight.runs} - {None}:
                 here = loops.running_loop()
                 if here is not None and flight.runs_only_on(here):
                     self._visits.join_in(visit)  # that loop does not turn while this thread waits

@@ -43,7 +43,7 @@ class Shelf:
         return list(self._arrived)
 
     def keep(self, flight: Flight[Any], now: float) -> list[Flight[Any]]:
-        """Keep a flight that has become ready; return those that are to leave for it, or for age."""
+        """Keep a flight that has become ready; return those that are to leave for it or for age."""
         flight.expires_at = now + self._ttl
         arrived = self._arrived
         arrived[flight] = None

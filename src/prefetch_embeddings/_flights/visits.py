@@ -131,7 +131,7 @@ class Visits(Generic[V]):
             heir.to_come -= 1
         else:
             failed.successor = heir
-            heir.to_come += sum(other.for_query for other in failed.waiters)
+            heir.to_come += len([other for other in failed.waiters if other.for_query])
 
     @step
     def attend(self, visit: Visit[V], *, claim: bool) -> None:
@@ -191,7 +191,7 @@ class Visits(Generic[V]):
         if flight.waiters:
             return ()
         runs = flight.runs
-        if flight.by_prefetch or flight.asks or not runs or any(run.loop is None for run in runs):
+        if flight.by_prefetch or flight.asks or not runs or None in {run.loop for run in runs}:
             return ()
         books.end(flight, State.FAILED)
         return runs
