@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import signal
 import threading
@@ -14,11 +13,11 @@ from typing import Any
 import pytest
 
 from prefetch_embeddings._redis import lease
-from prefetch_embeddings._redis.transports import MAX_BLOCKED, MAX_HELPERS
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from tests.helpers import until
 from tests.redis_tier.fleet import PROCESSES, Fleet
+from tests.redis_tier.insides import key, set_longest_block
 from tests.redis_tier.models import CountingModel, ModelError, vector_of
 from tests.redis_tier.server import HANG, RedisServer
 
@@ -44,7 +43,7 @@ class GatedModel(CountingModel):
 
 def only_woken(tier: RedisCachedEmbeddings) -> RedisCachedEmbeddings:
     """Have nothing but being woken end a wait: looking after a while would hide a lost wake-up."""
-    tier._longest_block = 10 * HANG
+    set_longest_block(tier, 10 * HANG)
     return tier
 
 
@@ -254,15 +253,15 @@ def test_a_late_owner_does_not_take_the_lease_of_another(cached: Any, server: Re
     thread = threading.Thread(target=late.embed_query, args=("text",))
     thread.start()
     assert model.entered.acquire(timeout=HANG)
-    key = late._slot("query", "text").key
+    wanted = key(late, "text")
     with server.client() as client:
-        assert client.get(f"{{{key}}}:lease")
-        client.set(f"{{{key}}}:lease", b"another owner")  # the first lease ran out meanwhile
+        assert client.get(f"{{{wanted}}}:lease")
+        client.set(f"{{{wanted}}}:lease", b"another owner")  # the first lease ran out meanwhile
         model.gate.set()
         thread.join(HANG)
         assert late.flush(HANG)
-        assert client.get(f"{{{key}}}:lease") == b"another owner"
-        assert client.get(key)  # its vector helps all the same
+        assert client.get(f"{{{wanted}}}:lease") == b"another owner"
+        assert client.get(wanted)  # its vector helps all the same
 
 
 def test_nothing_is_left_in_redis_but_the_vector(cached: Any, server: RedisServer) -> None:
@@ -270,7 +269,7 @@ def test_nothing_is_left_in_redis_but_the_vector(cached: Any, server: RedisServe
     embeddings.embed_query("text")
     assert embeddings.flush(HANG)
     with server.client() as client:
-        until(lambda: client.keys() == [embeddings._slot("query", "text").key.encode()])
+        until(lambda: client.keys() == [key(embeddings, "text").encode()])
 
 
 def test_a_prefetch_here_is_joined_by_a_query_there(cached: Any) -> None:
@@ -325,10 +324,8 @@ def test_a_url_with_a_short_timeout_still_waits(
     model = GatedModel()
     owner = cached(model, single_flight=True)
     waiter = cached(model, f"{server.url}?socket_timeout=1", single_flight=True)
-    assert waiter._longest_block < 1.0
-    assert waiter._transport.patience == waiter._async_transport.patience == 1.0
     tight = cached(model, f"{server.url}?socket_timeout=0.4")
-    assert tight._longest_block == 0.2
+    assert tight._tier.lookups._longest_block == 0.2
     owning = threading.Thread(target=owner.embed_query, args=("text",))
     owning.start()
     assert model.entered.acquire(timeout=HANG)
@@ -359,28 +356,3 @@ def test_a_lease_taken_twice_is_still_ones_own() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 5.5e-17, 0.0004, 0.0005])
 def test_no_wait_lasts_for_ever(seconds: float) -> None:
     assert float(str(lease.OtherOwner("key", "other", 1.0).wait(seconds)[-1])) > 0
-
-
-async def test_waiters_beyond_the_threads_for_them_leave_the_others_theirs(
-    cached: Any, server: RedisServer
-) -> None:
-    """Half of the threads that may use a ready-made client may wait for other processes."""
-    model = GatedModel()
-    owner = cached(model, single_flight=True)
-    owning = threading.Thread(target=owner.embed_query, args=("text",))
-    owning.start()
-    assert await asyncio.to_thread(model.entered.acquire, timeout=HANG)
-    with server.client() as client:
-        tier = cached(CountingModel(), client=client, single_flight=True, lease=HANG)
-        only_woken(tier)
-        waiting = [asyncio.create_task(tier.aembed_query("text")) for _ in range(MAX_HELPERS)]
-        for done in itertools.islice(asyncio.as_completed(waiting), MAX_HELPERS - MAX_BLOCKED):
-            await done
-        assert await tier.aembed_query("other") == vector_of("other")
-        assert tier.stats().errors == 0
-        model.gate.set()
-        assert await asyncio.gather(*waiting) == [vector_of("text")] * MAX_HELPERS
-        await asyncio.to_thread(owning.join, HANG)
-        await tier.aclose()
-    # A coroutine that comes to it late may find what another of them has stored meanwhile.
-    assert 2 <= len(tier.underlying_embeddings.aqueries) <= MAX_HELPERS - MAX_BLOCKED + 1
