@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
@@ -258,7 +259,7 @@ async def test_another_loop_does_not_use_up_the_probe_of_an_open_breaker(
 ) -> None:
     async with with_async_client(cached, model, server) as embeddings:
         clock = ManualTime()
-        places = embeddings._tier._places_of_loop()
+        places: Any = embeddings._tier._places_of_loop()
         health = places.of("any").health
         health.breaker = CircuitBreaker(failures=1, clock=clock)
         health.breaker.failed()
@@ -382,7 +383,7 @@ async def test_a_name_is_resolved_and_its_addresses_tried_in_turn(
     await embeddings.aclose()
 
 
-class _MuteTls:
+class MuteTls:
     """TLS in front of a server, until it stops answering for good."""
 
     def __init__(self, port: int, directory: Path) -> None:
@@ -446,7 +447,7 @@ class _MuteTls:
 def test_tls_that_is_never_closed_from_the_other_side(
     cached: Any, model: CountingModel, server: RedisServer, tmp_path: Path, how: str
 ) -> None:
-    tls = _MuteTls(server.port, tmp_path)
+    tls = MuteTls(server.port, tmp_path)
     url = f"rediss://localhost:{tls.port}/0?ssl_ca_certs={tls.authority}"
     embeddings = cached(model, url)
     embeddings.embed_query("text")

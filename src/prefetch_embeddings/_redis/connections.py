@@ -301,7 +301,10 @@ class ClusterSession(ClientSession):
 
     def execute(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies in order."""
-        return [reply for command in commands for reply in super().execute([command])]
+        replies = []
+        for command in commands:
+            replies += super().execute([command])
+        return replies
 
 
 class AsyncClient:

@@ -124,8 +124,11 @@ def derive_dimensions(model: Embeddings) -> int | None:
 
 def _unwrap(model: Any) -> tuple[Any, list[str]]:
     """Return the innermost model, and the wrappers around it that may not just cache."""
-    wrappers = []
-    while isinstance(inner := getattr(model, "underlying_embeddings", None), Embeddings):
+    wrappers: list[str] = []
+    for _ in range(_DEEPEST):  # an object that has every attribute has this one, too
+        inner = getattr(model, "underlying_embeddings", None)
+        if not isinstance(inner, Embeddings):
+            break
         if type(model).__name__ not in _TRANSPARENT:
             wrappers.append(_name(model))
         model = inner

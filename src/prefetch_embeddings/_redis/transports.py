@@ -156,6 +156,11 @@ class _Shared:
             batch.append(job)
         return batch
 
+    def end_others(self) -> None:
+        """Let all threads hear that the lane is closed."""
+        for _ in range(len(self.threads)):
+            self.jobs.put(None)
+
     def fail_queued(self, error: Exception) -> None:
         """End all jobs that are in line."""
         while True:
@@ -241,10 +246,8 @@ class ThreadLane:
 
     def close(self) -> None:
         """Take nothing more and let the threads end."""
-        shared = self._shared
-        shared.closed = True
-        for _ in range(len(shared.threads)):
-            shared.jobs.put(None)
+        self._shared.closed = True
+        self._shared.end_others()
 
     def _start(self) -> bool:
         """Start a thread if one more may help; return whether there is any."""
@@ -293,6 +296,8 @@ class _Line:
             shared.threads.pop(self._me, None)
             if shared.closed or not shared.threads:
                 shared.fail_queued(NotAsked())
+            if shared.closed:
+                shared.end_others()
 
     def _run(self) -> None:
         shared = self._shared
