@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import copy
-import math
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -14,8 +13,7 @@ from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import warming
 from prefetch_embeddings._background import forks
-from prefetch_embeddings._redis.lease import can_share_a_slot
-from prefetch_embeddings._redis.model_id import check_nesting, derive_dimensions, derive_model_id
+from prefetch_embeddings._redis.settings import checked_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -113,47 +111,22 @@ class RedisCachedEmbeddings(Embeddings):
         read_through: Sequence[ExistingCache] = (),
         on_event: Callable[[RedisCacheEvent], None] | None = None,
     ) -> None:
-        check_nesting(underlying_embeddings)
-        if url is None and client is None and async_client is None:
-            raise ValueError("pass url=, client= or async_client=")
-        if url is not None and client is not None:
-            raise ValueError("pass url= or client=, not both")
-        for name, seconds in (("ttl", ttl), ("timeout", timeout), ("lease", lease)):
-            if seconds is None and name == "ttl":
-                continue
-            if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-                raise TypeError(f"{name}: expected a number of seconds")
-            if not 0 < seconds < math.inf:
-                raise ValueError(f"{name} must be positive and finite, in seconds")
-        if not isinstance(prefix, str):
-            raise TypeError("prefix: expected a str")
-        if single_flight and not can_share_a_slot(prefix):
-            raise ValueError("a prefix with a closing brace must have a hash tag, as in {tag}")
-        if secret is not None and not isinstance(secret, (str, bytes)):
-            raise TypeError("secret: expected a str or bytes")
-        if secret is not None and not secret:
-            raise ValueError("secret is empty: everybody would know it")
-        if on_event is not None and not callable(on_event):
-            raise TypeError("on_event: expected something to call with each event")
-        if model_id is not None and not isinstance(model_id, str):
-            raise TypeError("model_id: expected a str")
-        if model_id == "":
-            raise ValueError("model_id is empty: all such models would share their vectors")
         self.underlying_embeddings = underlying_embeddings
-        self._settings: dict[str, Any] = {
-            "url": url,
-            "client": client,
-            "async_client": async_client,
-            "model_id": derive_model_id(underlying_embeddings) if model_id is None else model_id,
-            "dimensions": derive_dimensions(underlying_embeddings),
-            "ttl_milliseconds": None if ttl is None else max(1, round(ttl * 1000)),
-            "prefix": prefix,
-            "timeout": timeout,
-            "lease_seconds": lease if single_flight else None,
-            "secret": secret,
-            "read_through": tuple(read_through),
-            "on_event": on_event,
-        }
+        self._settings = checked_settings(
+            underlying_embeddings,
+            url=url,
+            client=client,
+            async_client=async_client,
+            model_id=model_id,
+            ttl=ttl,
+            prefix=prefix,
+            timeout=timeout,
+            single_flight=single_flight,
+            lease=lease,
+            secret=secret,
+            read_through=read_through,
+            on_event=on_event,
+        )
         self._start()
 
     def _start(self) -> None:

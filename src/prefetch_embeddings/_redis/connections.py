@@ -1,17 +1,14 @@
-"""What redis-py is asked for: the one module that knows it, and only its public interface."""
+"""redis-py, used by its public interface alone: one server, its connections, its answers."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import threading
-import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode
 from redis.exceptions import (
     ConnectionError,  # noqa: A004
     MaxConnectionsError,
@@ -20,7 +17,6 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from prefetch_embeddings._background import pool as workers
 from prefetch_embeddings._redis.jobs import Gone, NotAsked, Refusal
 
 if TYPE_CHECKING:
@@ -34,12 +30,6 @@ CONNECT_SECONDS: Final = 5.0
 
 READ_SECONDS: Final = 2.0
 """When a connection that brings nothing is given up. No query waits for it as long as that."""
-
-REFRESH_SECONDS: Final = 0.3
-"""Between two looks at which node of a cluster has what."""
-
-NOWHERE: Final = "(cluster not reached yet)"
-"""The place of all keys as long as nobody knows the cluster's nodes."""
 
 _RAW: Final = {"NEVER_DECODE": True}  # vectors are bytes, whatever a client does with strings
 
@@ -218,95 +208,6 @@ class ClientSession:
         """Do nothing: the client is not ours, and its connections are its pool's."""
 
 
-class ClusterDriver:
-    """A cluster: each node is a place, asked through the cluster client's own client for it.
-
-    So a node that is dead, and what the cluster client does about it, holds up no other node. Where
-    keys are is looked up again in the background; until that is known, a key that has moved is a
-    miss.
-
-    Args:
-        make: Makes the client, which connects; or returns the one that the user made.
-        ready: The client, if it is there already.
-        options: What is known of it.
-    """
-
-    def __init__(
-        self, make: Callable[[], Any], *, ready: Any = None, options: Mapping[str, Any]
-    ) -> None:
-        self._make = make
-        self._client = ready
-        self.most: int | None = options.get("max_connections")
-        self.patience = patience_of(options)
-        self._turn = [None]  # whoever takes it looks again
-        self._looked_at = -float("inf")
-
-    def place(self, key: str | bytes) -> str | None:
-        """Return the name of the node that has `key`."""
-        if self._client is None:
-            return NOWHERE
-        try:
-            return str(self._client.get_node_from_key(key).name)
-        except Exception:  # noqa: BLE001 - whatever is the matter, nobody is known to have it
-            return None
-
-    def open(self, place: str) -> Session:
-        """Have the node's client connect."""
-        if self._client is None:
-            self._client = self._make()
-        if place == NOWHERE:
-            return ClusterSession(self._client)
-        node = self._client.get_node(node_name=place)
-        if node is None:
-            raise ConnectionError("the node has left the cluster")
-        session = ClientSession(self._client.get_redis_connection(node))
-        session.execute([("PING",)])
-        return session
-
-    def let_go(self) -> None:
-        """Do nothing: a node that is demoted says where the key has moved."""
-
-    def look_again(self) -> None:
-        """Find out, in the background, where keys are by now."""
-        if self._client is None or time.monotonic() - self._looked_at < REFRESH_SECONDS:
-            return
-        try:
-            self._turn.pop()
-        except IndexError:
-            return
-        self._looked_at = time.monotonic()
-        try:
-            workers.start(
-                threading.Thread(
-                    target=self._look, name="prefetch-embeddings-redis-topology", daemon=True
-                )
-            )
-        except BaseException as error:
-            self._turn.append(None)
-            if not isinstance(error, RuntimeError):
-                raise
-
-    def _look(self) -> None:
-        try:
-            self._client.nodes_manager.initialize()
-        except Exception:  # noqa: BLE001, S110 - nobody can be asked; the next look may tell
-            pass
-        finally:
-            self._looked_at = time.monotonic()
-            self._turn.append(None)
-
-
-class ClusterSession(ClientSession):
-    """A cluster as a whole, for the first moments, while nobody knows its nodes."""
-
-    def execute(self, commands: Sequence[Command]) -> list[Any]:
-        """Return the replies in order."""
-        replies = []
-        for command in commands:
-            replies += super().execute([command])
-        return replies
-
-
 class AsyncClient:
     """An async client that the user made."""
 
@@ -345,53 +246,6 @@ class AsyncClient:
         """Have the client's pool close what is idle."""
         with contextlib.suppress(Exception):
             await self._client.connection_pool.disconnect(inuse_connections=False)
-
-
-def driver_of(client: Any) -> Driver:
-    """Return what drives a sync client that the user made."""
-    if isinstance(client, redis.RedisCluster):
-        options = client.get_connection_kwargs()  # type: ignore[no-untyped-call]
-        return ClusterDriver(lambda: client, ready=client, options=options)
-    return ClientDriver(client)
-
-
-def check_client(client: Any) -> None:
-    """Raise unless `client` is a sync client that can be used.
-
-    Raises:
-        TypeError: It is none, or an async one.
-        ValueError: It caches on the client's side, which this tier would not notice.
-    """
-    execute = getattr(client, "execute_command", None)
-    if isinstance(client, (str, bytes, type)) or not callable(execute):
-        raise TypeError("client: expected a client of redis-py, such as redis.Redis(...)")
-    if inspect.iscoroutinefunction(execute):
-        raise TypeError("client: expected a sync client; an async one goes to async_client=")
-    node = client
-    if isinstance(client, redis.RedisCluster):
-        nodes = client.get_nodes()  # type: ignore[no-untyped-call]
-        node = client.get_redis_connection(nodes[0]) if nodes else None
-    cache = getattr(node, "get_cache", None)
-    if callable(cache) and cache() is not None:
-        raise ValueError(
-            "client: expected one without client-side caching (cache_config=): vectors would be "
-            "kept twice, and forgotten ones once more"
-        )
-
-
-def check_async_client(client: Any) -> None:
-    """Raise unless `client` is an async client.
-
-    Raises:
-        TypeError: It is none, or a sync one.
-    """
-    execute = getattr(client, "execute_command", None)
-    if isinstance(client, (str, bytes, type)) or not callable(execute):
-        raise TypeError("async_client: expected a client such as redis.asyncio.Redis(...)")
-    known_sync = isinstance(client, (redis.Redis, redis.RedisCluster))
-    is_async = inspect.iscoroutinefunction(execute)
-    if known_sync or (not is_async and isinstance(client, redis.client.AbstractRedis)):
-        raise TypeError("async_client: expected an async client; a sync one goes to client=")
 
 
 def refusal(error: ResponseError) -> Refusal:
@@ -454,15 +308,3 @@ def without_library_name() -> dict[str, Any]:
     if "driver_info" in parameters:
         return {"driver_info": None}
     return {"lib_name": None, "lib_version": None}
-
-
-_node: Any = ClusterNode
-
-
-def cluster_client(nodes: Sequence[tuple[str, int]], options: Mapping[str, Any]) -> Any:
-    """Make a client of a cluster, which asks its nodes where keys are.
-
-    Raises:
-        Exception: None of them answers.
-    """
-    return redis.RedisCluster(startup_nodes=[_node(host, port) for host, port in nodes], **options)

@@ -7,13 +7,9 @@ import os
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from prefetch_embeddings._redis import lease
+from prefetch_embeddings._redis.clients import check_async_client, check_client, driver_of
 from prefetch_embeddings._redis.codec import Codec
-from prefetch_embeddings._redis.connections import (
-    AsyncClient,
-    check_async_client,
-    check_client,
-    driver_of,
-)
+from prefetch_embeddings._redis.connections import AsyncClient
 from prefetch_embeddings._redis.exchange import WARM_UP_SECONDS, Exchange, ask
 from prefetch_embeddings._redis.jobs import Refusal
 from prefetch_embeddings._redis.lookup import Lookups, NoReply, Shelf

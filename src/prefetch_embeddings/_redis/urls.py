@@ -9,11 +9,10 @@ from urllib.parse import parse_qsl, urlsplit
 import redis.connection
 from redis.sentinel import Sentinel
 
+from prefetch_embeddings._redis.cluster import ClusterDriver, cluster_client
 from prefetch_embeddings._redis.connections import (
     READ_SECONDS,
-    ClusterDriver,
     ServerDriver,
-    cluster_client,
     without_library_name,
 )
 
