@@ -308,7 +308,8 @@ class Exchange:
         began = time.monotonic()
         job = self._block(wait, self._threads, bell.release)
         try:
-            if job is not None:
+            # What has not been sent by then, since a connection is still being made, wakes nobody.
+            if job is not None and not bell.acquire(timeout=POLL_SECONDS) and job.sent is not None:
                 bell.acquire(timeout=wait.seconds + SLACK_SECONDS)
             if self._must_poll(job, wait, began):
                 # Nobody wakes it: it looks again in a while.
@@ -323,14 +324,23 @@ class Exchange:
         bell: asyncio.Future[None] = loop.create_future()
         began = time.monotonic()
         job = self._block(wait, places, lambda: _ring(loop, bell))
-        timer = loop.call_later(wait.seconds + SLACK_SECONDS, _set, bell)
+
+        def not_sent() -> None:
+            if job is None or job.sent is None:
+                _set(bell)
+
+        timers = [
+            loop.call_later(POLL_SECONDS, not_sent),
+            loop.call_later(wait.seconds + SLACK_SECONDS, _set, bell),
+        ]
         try:
             if job is not None:
                 await bell
             if self._must_poll(job, wait, began):
                 await asyncio.sleep(min(wait.seconds, POLL_SECONDS))
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
             if job is not None:
                 job.leave()
         return self._waited(began)
