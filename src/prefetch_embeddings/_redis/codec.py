@@ -137,7 +137,8 @@ class Codec:
             raise CorruptValueError("length does not match the header")
         floats = memoryview(value)[self._floats_at :]
         checksum = value[_HEADER.size : self._floats_at]
-        if not hmac.compare_digest(checksum, self._checksum(key_digest, header, floats)):
+        expected = self._checksum(key_digest, header, floats)
+        if not hmac.compare_digest(checksum, expected):
             raise CorruptValueError("checksum does not match")
         numbers: array[float] = array(kind.decode())
         numbers.frombytes(floats)

@@ -90,6 +90,9 @@ class _Request:
             answer: Sequence[Any] = [self._judge_silence(errand)] * len(errand.positions)
         elif isinstance(job.replies, list):
             answer = job.replies
+            if len(answer) == len(self.replies):  # all from one place
+                self.replies = answer
+                return
         else:
             none: NoReply = FAILED
             if isinstance(job.replies, NotAsked):
@@ -121,11 +124,12 @@ class _Request:
         """Return the seconds that Redis took of its time."""
         if not self.ask.charged and not any(isinstance(one, NoReply) for one in self.replies):
             return 0.0
-        times = [
-            (errand.job.finished or time.monotonic()) - (errand.job.sent or self.began)
-            for errand in self.errands
-        ]
-        return max(times, default=0.0)
+        seconds = 0.0
+        for errand in self.errands:
+            job = errand.job
+            took = (job.finished or time.monotonic()) - (job.sent or self.began)
+            seconds = max(seconds, took)
+        return seconds
 
 
 class Exchange:
@@ -277,7 +281,9 @@ class Exchange:
                 place.read.wanted()
                 places.skipped()
                 continue
-            commands = [ask.commands[position] for position in positions]
+            commands = ask.commands
+            if len(positions) < len(commands):
+                commands = [commands[position] for position in positions]
             job = Job(commands, notify(), ask.late)
             errand = _Errand(job, place, place.read, positions, seconds)
             request.errands.append(errand)
@@ -288,6 +294,9 @@ class Exchange:
     def _sorted(
         keys: Sequence[str | bytes], places: LoopPlaces | ThreadPlaces
     ) -> dict[Place, list[int]]:
+        if len(keys) == 1:
+            place = places.of(keys[0])
+            return {} if place is None else {place: [0]}
         positions: dict[Place, list[int]] = {}
         for position, key in enumerate(keys):
             place = places.of(key)

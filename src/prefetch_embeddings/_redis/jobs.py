@@ -167,6 +167,10 @@ def judge(
 ) -> None:
     """Tell the health of a place, and whoever heeds refusals, what the replies say of it."""
     refusals = [reply for reply in replies if isinstance(reply, Refusal) and not reply.is_of_type]
+    if not refusals:
+        if health is not None:
+            health.answered(seconds)
+        return
     for refusal in refusals:
         heed(refusal)
     if health is None:

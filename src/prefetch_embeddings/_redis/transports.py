@@ -363,7 +363,7 @@ class _Line:
     def _serve(self, batch: list[Job]) -> None:
         """Send what is still wanted, as much as should travel together at a time."""
         together: list[tuple[Job, Sequence[Command]]] = []
-        count = 0
+        count = 0  # of commands
         for job in batch:
             if job.left:
                 continue
@@ -382,7 +382,9 @@ class _Line:
 
     def _exchange(self, together: list[tuple[Job, Sequence[Command]]]) -> None:
         shared = self._shared
-        commands = [command for _, some in together for command in some]
+        commands = together[0][1]
+        if len(together) > 1:
+            commands = [command for _, some in together for command in some]
         began = time.monotonic()
         for job, _ in together:
             job.sent = began
@@ -400,6 +402,9 @@ class _Line:
             return
         self._used_at = shared.moved_at = time.monotonic()
         judge(replies, shared.health, began, self._used_at - began, shared.heed)
+        if len(together) == 1:
+            together[0][0].end(replies)
+            return
         start = 0
         for job, some in together:
             job.end(replies[start : start + len(some)])
