@@ -125,10 +125,8 @@ class _Shared:
 
     def next(self, seconds: float) -> Job | None:
         """Return the next job, waiting up to `seconds` for it; None: there was none."""
-        try:
-            return self.jobs.get_nowait()
-        except queue.Empty:
-            pass
+        if not self.jobs.empty() and (ready := self._get(0.0)) is not None:
+            return ready
         token = object()
         self.idle[token] = None
         job = self._get(seconds)
