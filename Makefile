@@ -4,13 +4,14 @@ VENVS ?= .
 DEMO := $(VENVS)/.venv-demo
 TEST := $(VENVS)/.venv-test
 
-.PHONY: help demo test lint bench soak repeat schedules mutants clean
+.PHONY: help demo test lint bench soak fleet repeat schedules mutants clean
 
 help:
 	@echo "make demo   a voice bot's turn with and without prefetching, side by side"
 	@echo "make test   linters, type checks and all tests"
 	@echo "make bench  the benchmark table"
 	@echo "make soak   ten minutes of traffic, failures and a Redis that comes and goes"
+	@echo "make fleet  failovers of a real cluster and of Sentinel under traffic: some minutes"
 	@echo "make repeat all tests twenty times on a loaded machine, threads switching all the time"
 	@echo "make schedules  the core's threads in every order with up to two switches: some minutes"
 	@echo "make mutants  change the core line by line; do the tests notice?"
@@ -32,6 +33,9 @@ bench: $(TEST)/installed
 
 soak: $(TEST)/installed
 	$(TEST)/bin/python -m tests.tools.soak --seconds 600 $(ARGS)
+
+fleet: $(TEST)/installed
+	$(TEST)/bin/python -m tests.tools.fleet $(ARGS)
 
 repeat: $(TEST)/installed
 	$(TEST)/bin/python -m tests.tools.repeated $(ARGS)

@@ -1,12 +1,10 @@
 """Start a query's embedding before the retriever asks for it."""
 
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from prefetch_embeddings._flights.flight import PrefetchOutcome
 from prefetch_embeddings._flights.patience import Hedge
-from prefetch_embeddings._redis.recorder import (
-    RedisCacheEvent,
-    RedisCacheEventKind,
-    RedisCacheStats,
-)
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.events import (
     HedgeStarted,
@@ -25,10 +23,17 @@ from prefetch_embeddings.matching import (
     match_spoken,
 )
 from prefetch_embeddings.misses import Miss, MissReason
-from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from prefetch_embeddings.speech import SpeechStats, UtterancePrefetcher, UtteranceStats
 from prefetch_embeddings.stats import PrefetchStats
 from prefetch_embeddings.tap import prefetch_tap
+
+if TYPE_CHECKING:
+    from prefetch_embeddings._redis.recorder import (
+        RedisCacheEvent,
+        RedisCacheEventKind,
+        RedisCacheStats,
+    )
+    from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 
 __all__ = [
     "ENGLISH_FILLERS",
@@ -58,3 +63,21 @@ __all__ = [
     "match_spoken",
     "prefetch_tap",
 ]
+
+# Load when first asked for: most that import this package use no Redis.
+_LOADED_LATER: Final = {
+    "RedisCacheEvent": "prefetch_embeddings._redis.recorder",
+    "RedisCacheEventKind": "prefetch_embeddings._redis.recorder",
+    "RedisCacheStats": "prefetch_embeddings._redis.recorder",
+    "RedisCachedEmbeddings": "prefetch_embeddings.redis_cache",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOADED_LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LOADED_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ from prefetch_embeddings._redis.codec import CorruptValueError, Role
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from prefetch_embeddings._redis.transports import Command
+    from prefetch_embeddings._redis.jobs import Command
 
 __all__ = ["CacheBackedEmbeddingsCache", "ExistingCache", "RedisVLEmbeddingsCache"]
 

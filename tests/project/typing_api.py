@@ -172,6 +172,7 @@ async def use_it_on_a_loop() -> None:
         assert_type(wrapper, PrefetchingEmbeddings)
     async with RedisCachedEmbeddings(model, "redis://localhost") as tier:
         assert_type(tier, RedisCachedEmbeddings)
+        assert_type(await tier.aforget("q"), bool)
         assert_type(await tier.aembed_query("q"), list[float])
         assert_type(await tier.aembed_documents(["d"]), list[list[float]])
         assert_type(await tier.awarm_up(), float)
@@ -258,6 +259,7 @@ tier = RedisCachedEmbeddings(
         RedisVLEmbeddingsCache(roles={"query", "document"}, model_name="m"),
     ],
     lease=3.0,
+    secret=b"shared",
 )
 RedisCachedEmbeddings(model, client=redis.Redis(), async_client=redis.asyncio.Redis(), model_id="m")
 redis_stats = tier.stats() - tier.stats()
@@ -281,6 +283,7 @@ assert_type(tier.embed_query("q"), list[float])
 assert_type(tier.embed_documents(["d"]), list[list[float]])
 assert_type(tier.warm_up(), float)
 assert_type(tier.flush(timeout=1), bool)
+assert_type(tier.forget("q"), bool)
 assert_type(tier.close(), None)
 older: ExistingCache = RedisVLEmbeddingsCache(roles=["query"], model_name="m")
 assert_type(older.vector("q", older.command("q")), list[float] | None)

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterable
 
-from prefetch_embeddings._redis.writer import Writer
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
-from tests.helpers import until
 from tests.redis_tier.server import HANG
-
-
-def _is_idle(writer: Writer) -> bool:
-    """Return whether its thread has noticed that there is nothing left to do."""
-    return not writer._draining
 
 
 def assert_nothing_left(
@@ -23,11 +15,10 @@ def assert_nothing_left(
     """Assert that closed tiers hold nothing, and that their counters add up."""
     for embeddings in made:
         assert embeddings.flush(HANG), "a write was left over"
-        writer = embeddings._writer
+        writer = embeddings._tier.writer
+        assert not writer._on_its_way
+        assert not writer._vectors
         assert not writer._waiting
-        assert not writer._under_way
-        assert not writer._bytes
-        until(functools.partial(_is_idle, writer))
         stats = embeddings.stats()
         assert stats.carried_over <= stats.hits
         assert stats - stats == type(stats)()

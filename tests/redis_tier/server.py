@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +68,24 @@ class RedisServer:
     def client(self, **options: Any) -> redis.Redis:
         return redis.Redis(host="127.0.0.1", port=self.port, **options)
 
+    def option(self, name: str) -> str:
+        """Return what it was started with."""
+        return self._options[self._options.index(name) + 1]
+
     def start(self) -> None:
         """Start again after `kill`, on the same port."""
         assert self._try_to_start(), "the server has ended"
 
+    def _command(self) -> list[str]:
+        command = [binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command += ["--unixsocket", self.socket_path, "--dir", self.directory]
+        if "--cluster-enabled" not in self._options:
+            command += ["--databases", "2"]
+        return [*command, "--repl-timeout", "3600", *self._options]
+
     def _try_to_start(self) -> bool:
         """Return whether it runs; it ends if somebody else has taken the port."""
-        command = [binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        command += ["--unixsocket", self.socket_path, "--dir", self.directory, "--databases", "2"]
-        command += ["--repl-timeout", "3600", *self._options]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL)
         end = time.monotonic() + HANG
         while self._process.poll() is None:
             # Not by the port, where somebody else may answer; this socket it opens after that.
@@ -112,6 +120,131 @@ class RedisServer:
         """Return how many connections there are besides the one that asks."""
         with self.client() as client:
             return len(client.client_list()) - 1
+
+
+class Sentinel(RedisServer):
+    """One that watches a primary named "main"."""
+
+    def __init__(self, primary: int) -> None:
+        self._primary = primary
+        super().__init__("--sentinel")
+
+    def _command(self) -> list[str]:
+        config = Path(self.directory) / "sentinel.conf"
+        config.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self.directory}\n"
+            f"unixsocket {self.socket_path}\n"
+            f"sentinel monitor main 127.0.0.1 {self._primary} 2\n"
+            "sentinel down-after-milliseconds main 1000\n"
+            "sentinel failover-timeout main 3000\n"
+        )
+        return [binary(), str(config), "--sentinel"]
+
+    def knows(self, replicas: int, others: int) -> bool:
+        """Return whether it has found what there is."""
+        with self.client() as client:
+            state: Any = client.info("sentinel")
+        found = state["master0"]
+        return (found["slaves"], found["sentinels"]) == (replicas, others + 1)
+
+
+def ask(server: RedisServer, *words: object) -> bytes:
+    """Return what a server answers to a command, as it is."""
+    with server.client() as client:
+        reply = client.execute_command(*words, NEVER_DECODE=True)
+    if isinstance(reply, dict):  # parsed by the client
+        return "\n".join(f"{name}:{value}" for name, value in reply.items()).encode()
+    return reply if isinstance(reply, bytes) else str(reply).encode()
+
+
+def _known(node: RedisServer) -> int:
+    return int(ask(node, "CLUSTER", "INFO").split(b"cluster_known_nodes:")[1].split()[0])
+
+
+class Cluster:
+    """A real cluster on this machine: masters, and as many replicas each as asked for."""
+
+    def __init__(self, masters: int = 3, replicas: int = 0) -> None:
+        self.nodes = [
+            RedisServer(
+                *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
+                *("--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no"),
+                *("--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0"),
+            )
+            for _ in range(masters * (1 + replicas))
+        ]
+        self.masters = self.nodes[:masters]
+        first, *others = self.nodes
+        ids = [ask(node, "CLUSTER", "MYID").decode() for node in self.nodes]
+        for number, node in enumerate(self.masters):
+            start, end = (16384 * number // masters, 16384 * (number + 1) // masters - 1)
+            ask(node, "CLUSTER", "ADDSLOTSRANGE", start, end)
+            ask(node, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        bus = self.bus_port(first)
+        for node in others:
+            ask(node, "CLUSTER", "MEET", "127.0.0.1", first.port, bus)
+        self.until(lambda node: _known(node) == len(self.nodes))
+        for number, node in enumerate(self.nodes[masters:]):
+            ask(node, "CLUSTER", "REPLICATE", ids[number % masters])
+        self.until(lambda node: b"cluster_state:ok" in ask(node, "CLUSTER", "INFO"))
+        self.until(
+            lambda node: (
+                b"role:master" in ask(node, "INFO", "replication")
+                or b"master_link_status:up" in ask(node, "INFO", "replication")
+            )
+        )
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.masters)
+        return f"redis+cluster://{hosts}"
+
+    @staticmethod
+    def bus_port(node: RedisServer) -> str:
+        return node.option("--cluster-port")
+
+    def until(self, holds: Callable[[RedisServer], bool]) -> None:
+        end = time.monotonic() + HANG
+        while not all(holds(node) for node in self.nodes):
+            assert time.monotonic() < end, "the cluster does not come together"
+            time.sleep(0.05)  # nothing tells
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.resume()
+            node.close()
+
+
+class SentinelSet:
+    """A primary, replicas, and the Sentinels that watch them."""
+
+    def __init__(self, replicas: int = 2, sentinels: int = 3) -> None:
+        self.primary = RedisServer()
+        primary = ("--replicaof", f"127.0.0.1 {self.primary.port}")
+        self.replicas = [
+            RedisServer(*primary, "--repl-diskless-sync-delay", "0") for _ in range(replicas)
+        ]
+        self.sentinels = [Sentinel(self.primary.port) for _ in range(sentinels)]
+        end = time.monotonic() + HANG
+        while not all(sentinel.knows(replicas, sentinels - 1) for sentinel in self.sentinels):
+            assert time.monotonic() < end, "the Sentinels do not find each other"
+            time.sleep(0.05)  # nothing tells
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{hosts}/main/0"
+
+    def primary_port(self) -> int:
+        """Return what the first Sentinel takes for the primary."""
+        with self.sentinels[0].client() as client:
+            state: Any = client.info("sentinel")
+        return int(str(state["master0"]["address"]).rpartition(":")[2])
+
+    def close(self) -> None:
+        for server in (*self.sentinels, self.primary, *self.replicas):
+            server.resume()
+            server.close()
 
 
 class Proxy:
@@ -163,6 +296,10 @@ class Proxy:
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def target(self, port: int) -> None:
+        """Have new connections lead elsewhere."""
+        self._target = port
 
     def forget(self) -> None:
         with self._lock:

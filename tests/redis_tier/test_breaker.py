@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from types import TracebackType
+from typing import Any
 
-from prefetch_embeddings._redis.breaker import FAILURES, PAUSE, CircuitBreaker
+from prefetch_embeddings._redis.breaker import FAILURES, PAUSE, CircuitBreaker, Health
 from prefetch_embeddings.testing import ManualTime
-
-
-class Meanwhile:
-    """A lock before which another thread gets in, once."""
-
-    def __init__(self, other: Callable[[], object]) -> None:
-        self._others = [other]
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        if self._others:
-            self._others.pop()()
-        self._lock.acquire()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._lock.release()
 
 
 def opened(clock: ManualTime) -> CircuitBreaker:
     breaker = CircuitBreaker(failures=1, pause=4.0, clock=clock)
     assert breaker.failed()
     return breaker
-
-
-def meanwhile(breaker: CircuitBreaker, other: Callable[[], object]) -> None:
-    breaker._lock = Meanwhile(other)  # type: ignore[assignment]
 
 
 def test_so_many_failures_in_a_row_open_it() -> None:
@@ -54,11 +27,28 @@ def test_closed_it_lets_everybody_through_and_looks_at_no_clock() -> None:
     def no_clock() -> float:
         raise AssertionError("nobody needs to know the time")
 
-    breaker = CircuitBreaker(failures=2, clock=no_clock)
-    assert breaker.allows()
-    assert not breaker.failed()
-    assert breaker.allows()
+    assert CircuitBreaker(failures=2, clock=no_clock).allows()
+
+
+def test_failures_of_one_moment_are_one_failure() -> None:
+    """A thousand callers wait at once, and all of them time out."""
+    clock = ManualTime()
+    breaker = CircuitBreaker(failures=3, clock=clock)
+    began = clock()
+    clock.advance(0.1)
+    assert not any(breaker.failed(began) for _ in range(1000))
     assert breaker.closed
+    for _ in range(2):
+        began = clock()
+        clock.advance(0.1)
+        opened = [breaker.failed(began) for _ in range(1000)]
+    assert opened == [True] + [False] * 999
+
+
+def test_one_certain_failure_is_enough() -> None:
+    breaker = CircuitBreaker(failures=3)
+    assert breaker.failed(certain=True)
+    assert not breaker.allows()
 
 
 def test_a_success_starts_the_count_anew() -> None:
@@ -133,16 +123,41 @@ def test_pauses_are_of_the_seconds_that_are_promised() -> None:
     assert breaker.allows()
 
 
-def test_a_caller_that_was_about_to_be_refused_passes_if_it_has_just_closed() -> None:
-    breaker = opened(ManualTime())
-    meanwhile(breaker, breaker.succeeded)
-    assert breaker.allows()
-    assert breaker.failed(), "it is closed, and the caller was not its probe"
+class Told:
+    """Notes what a health tells."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def failed(self, error: BaseException, seconds: float) -> None:
+        self.said.append("failed")
+
+    def breaker_opened(self, error: BaseException, where: str) -> None:
+        self.said.append(f"opened {where}")
+
+    def breaker_closed(self, where: str) -> None:
+        self.said.append(f"closed {where}")
 
 
-def test_of_two_successes_at_once_one_has_closed_it() -> None:
-    breaker = opened(ManualTime())
-    heard = []
-    meanwhile(breaker, lambda: heard.append(breaker.succeeded()))
-    heard.append(breaker.succeeded())
-    assert heard == [True, False]
+def test_a_reply_that_comes_too_late_for_any_caller_closes_nothing() -> None:
+    told: Any = Told()
+    health = Health(told, 0.1, name="node", breaker=CircuitBreaker(failures=1))
+    health.failed(TimeoutError(), 0.0, 0.1)
+    health.answered(0.2)
+    assert not health.breaker.closed
+    health.answered(0.05)
+    assert health.breaker.closed
+    assert told.said == ["failed", "opened node", "closed node"]
+
+
+def test_a_connection_closes_it_where_only_that_was_missing() -> None:
+    told: Any = Told()
+    health = Health(told, 0.1, name="node", breaker=CircuitBreaker(failures=1))
+    health.failed(TimeoutError(), 0.0, 0.1)
+    health.connected()
+    assert not health.breaker.closed, "it takes connections, and does not answer"
+    health.answered(0.0)
+    health.failed_to_connect(ConnectionRefusedError(), float("inf"), 0.0)
+    assert not health.breaker.closed
+    health.connected()
+    assert health.breaker.closed

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     from langchain_community.storage import RedisStore
 
 TEXTS = ["first", "second", "dritter Text: ö"]
-AWKWARD = [0.1, -0.0, 5e-324, 1e300, float("inf"), 1.0]
+AWKWARD = [0.1, -0.0, 5e-324, 1e300, -2.0e-308, 1.0]
 Algorithm = Literal["sha1", "blake2b", "sha256", "sha512"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 from langchain_classic.embeddings import CacheBackedEmbeddings
@@ -154,4 +153,10 @@ def test_a_wrapper_that_may_change_vectors_is_another_model() -> None:
 
 
 def test_an_object_that_has_every_attribute_is_not_unwrapped_for_ever() -> None:
-    RedisCachedEmbeddings(MagicMock(), "redis://x", model_id="mine")
+    class Permissive(Embeddings):
+        embed_query = embed_documents = None  # type: ignore[assignment]
+
+        def __getattr__(self, name: str) -> Any:
+            return Permissive()
+
+    RedisCachedEmbeddings(Permissive(), "redis://x", model_id="mine")

@@ -59,7 +59,7 @@ def test_no_text_is_told_while_all_goes_wrong(
             embeddings.embed_query(TEXT)
         with pytest.raises(ModelError):
             embeddings.embed_documents([TEXT])
-    assert_private(caplog, events, embeddings, embeddings._transport)
+    assert_private(caplog, events, embeddings, embeddings._tier)
     assert {event.error for event in events if event.kind is Kind.ERROR} == {"ConnectionError"}
     assert [event.kind for event in events].count(Kind.BREAKER_OPENED) == 1
     assert "going on without it" in caplog.text

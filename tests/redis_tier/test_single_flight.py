@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from prefetch_embeddings._redis import lease
-from prefetch_embeddings._redis.transports import MAX_BLOCKED, MAX_HELPERS
+from prefetch_embeddings._redis.connections import ConnectionSession
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from tests.helpers import until
 from tests.redis_tier.fleet import PROCESSES, Fleet
+from tests.redis_tier.insides import key, set_longest_block, with_gate
 from tests.redis_tier.models import CountingModel, ModelError, vector_of
 from tests.redis_tier.server import HANG, RedisServer
 
@@ -44,7 +45,7 @@ class GatedModel(CountingModel):
 
 def only_woken(tier: RedisCachedEmbeddings) -> RedisCachedEmbeddings:
     """Have nothing but being woken end a wait: looking after a while would hide a lost wake-up."""
-    tier._longest_block = 10 * HANG
+    set_longest_block(tier, 10 * HANG)
     return tier
 
 
@@ -158,11 +159,29 @@ def test_an_owner_whose_model_fails_releases_the_waiters_at_once(cached: Any) ->
     assert waiter.stats().errors == 0
 
 
-def test_nobody_waits_twice(cached: Any) -> None:
-    """Where the next owner is slow, too, whichever that is, the others call for themselves."""
-    failing, *slow = GatedModel(), GatedModel(), GatedModel()
-    failing.failing = {"text"}
-    tiers = [cached(model, single_flight=True, lease=10 * HANG) for model in (failing, *slow)]
+class FailsAtFirst(CountingModel):
+    """Its first two calls fail, the first once its gate is open; the others wait for theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_gate, self.gate = threading.Event(), threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.number = itertools.count()
+
+    def embed_query(self, text: str, **kwargs: object) -> list[float]:
+        number = next(self.number)
+        self.entered.release()
+        if number < 2:
+            assert self.first_gate.wait(HANG)
+            raise ModelError
+        assert self.gate.wait(HANG)
+        return vector_of(text)
+
+
+def test_nobody_waits_for_a_third(cached: Any) -> None:
+    """One more call for an owner that fails; where calls keep failing, all call for themselves."""
+    model = FailsAtFirst()
+    tiers = [cached(model, single_flight=True, lease=10 * HANG) for _ in range(4)]
     answers: list[list[float]] = []
 
     def ask(tier: RedisCachedEmbeddings) -> None:
@@ -171,18 +190,91 @@ def test_nobody_waits_twice(cached: Any) -> None:
 
     threads = [threading.Thread(target=ask, args=(tier,)) for tier in tiers]
     threads[0].start()
-    assert failing.entered.acquire(timeout=HANG)
+    assert model.entered.acquire(timeout=HANG)
     for thread in threads[1:]:
         thread.start()
-    until(lambda: sum(tier.stats().waited for tier in tiers) == 2)
-    failing.gate.set()
-    for model in slow:
+    until(lambda: sum(tier.stats().waited for tier in tiers) == 3)
+    model.first_gate.set()
+    for _ in range(3):
         assert model.entered.acquire(timeout=HANG), "it waits for the other"
-    for model in slow:
-        model.gate.set()
+    model.gate.set()
     for thread in threads:
         thread.join(HANG)
     assert answers == [vector_of("text")] * 2
+
+
+def test_an_owner_that_died_costs_one_more_call(cached: Any, server: RedisServer) -> None:
+    """Its lease runs out; one of those that waited takes it, and the others wait for that one."""
+    model = CountingModel()
+    tiers = [cached(model, single_flight=True, lease=0.5) for _ in range(6)]
+    wanted = key(tiers[0], "text")
+    with server.client() as client:
+        client.set(f"{{{wanted}}}:lease", b"somebody who died", px=500)
+    answers: list[list[float]] = []
+    threads = [
+        threading.Thread(target=lambda tier=tier: answers.append(tier.embed_query("text")))
+        for tier in tiers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG)
+    assert answers == [vector_of("text")] * 6
+    assert model.queries == ["text"]
+
+
+def test_waiting_that_is_answered_costs_no_timeout_and_no_breaker(
+    cached: Any, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each wait comes back late by more than the timeout; the waiter still waits."""
+    execute = ConnectionSession.execute
+
+    def late(session: ConnectionSession, commands: Any) -> list[Any]:
+        replies = execute(session, commands)
+        if commands[0][0] == "BLMOVE":
+            threading.Event().wait(0.2)
+        return replies
+
+    monkeypatch.setattr(ConnectionSession, "execute", late)
+    model = GatedModel()
+    owner = cached(model, single_flight=True, lease=HANG)
+    waiting = CountingModel()
+    waiter = cached(waiting, single_flight=True, lease=HANG, timeout=0.15)
+    waiter.warm_up()
+    waiting.queries.clear()
+    results: list[list[float]] = []
+    threads = [
+        threading.Thread(target=lambda tier=tier: results.append(tier.embed_query("text")))
+        for tier in (owner, waiter)
+    ]
+    threads[0].start()
+    assert model.entered.acquire(timeout=HANG)
+    threads[1].start()
+    until(lambda: waiter.stats().waited_seconds > 1.0)
+    model.gate.set()
+    for thread in threads:
+        thread.join(HANG)
+    assert results == [vector_of("text")] * 2
+    assert waiting.queries == []
+    assert waiter.stats().errors == 0
+
+
+async def test_a_query_cancelled_while_it_takes_the_lease_leaves_none(
+    cached: Any, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, entered = threading.Event(), threading.Event()
+    with_gate(monkeypatch, "EVAL", gate, entered)
+    tier = cached(CountingModel(), single_flight=True, lease=10 * HANG)
+    asking = asyncio.create_task(tier.aembed_query("text"))
+    assert await asyncio.to_thread(entered.wait, HANG)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    gate.set()
+    with server.client() as client:
+        name = f"{{{key(tier, 'text')}}}:lease"
+        await asyncio.to_thread(until, lambda: client.keys("*wake*") and not client.exists(name))
+    await tier.aclose()
 
 
 async def test_a_cancelled_owner_releases_the_waiters(cached: Any) -> None:
@@ -254,15 +346,15 @@ def test_a_late_owner_does_not_take_the_lease_of_another(cached: Any, server: Re
     thread = threading.Thread(target=late.embed_query, args=("text",))
     thread.start()
     assert model.entered.acquire(timeout=HANG)
-    key = late._slot("query", "text").key
+    wanted = key(late, "text")
     with server.client() as client:
-        assert client.get(f"{{{key}}}:lease")
-        client.set(f"{{{key}}}:lease", b"another owner")  # the first lease ran out meanwhile
+        assert client.get(f"{{{wanted}}}:lease")
+        client.set(f"{{{wanted}}}:lease", b"another owner")  # the first lease ran out meanwhile
         model.gate.set()
         thread.join(HANG)
         assert late.flush(HANG)
-        assert client.get(f"{{{key}}}:lease") == b"another owner"
-        assert client.get(key)  # its vector helps all the same
+        assert client.get(f"{{{wanted}}}:lease") == b"another owner"
+        assert client.get(wanted)  # its vector helps all the same
 
 
 def test_nothing_is_left_in_redis_but_the_vector(cached: Any, server: RedisServer) -> None:
@@ -270,7 +362,7 @@ def test_nothing_is_left_in_redis_but_the_vector(cached: Any, server: RedisServe
     embeddings.embed_query("text")
     assert embeddings.flush(HANG)
     with server.client() as client:
-        until(lambda: client.keys() == [embeddings._slot("query", "text").key.encode()])
+        until(lambda: client.keys() == [key(embeddings, "text").encode()])
 
 
 def test_a_prefetch_here_is_joined_by_a_query_there(cached: Any) -> None:
@@ -325,10 +417,8 @@ def test_a_url_with_a_short_timeout_still_waits(
     model = GatedModel()
     owner = cached(model, single_flight=True)
     waiter = cached(model, f"{server.url}?socket_timeout=1", single_flight=True)
-    assert waiter._longest_block < 1.0
-    assert waiter._transport.patience == waiter._async_transport.patience == 1.0
     tight = cached(model, f"{server.url}?socket_timeout=0.4")
-    assert tight._longest_block == 0.2
+    assert tight._tier.lookups._longest_block == 0.2
     owning = threading.Thread(target=owner.embed_query, args=("text",))
     owning.start()
     assert model.entered.acquire(timeout=HANG)
@@ -359,28 +449,3 @@ def test_a_lease_taken_twice_is_still_ones_own() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 5.5e-17, 0.0004, 0.0005])
 def test_no_wait_lasts_for_ever(seconds: float) -> None:
     assert float(str(lease.OtherOwner("key", "other", 1.0).wait(seconds)[-1])) > 0
-
-
-async def test_waiters_beyond_the_threads_for_them_leave_the_others_theirs(
-    cached: Any, server: RedisServer
-) -> None:
-    """Half of the threads that may use a ready-made client may wait for other processes."""
-    model = GatedModel()
-    owner = cached(model, single_flight=True)
-    owning = threading.Thread(target=owner.embed_query, args=("text",))
-    owning.start()
-    assert await asyncio.to_thread(model.entered.acquire, timeout=HANG)
-    with server.client() as client:
-        tier = cached(CountingModel(), client=client, single_flight=True, lease=HANG)
-        only_woken(tier)
-        waiting = [asyncio.create_task(tier.aembed_query("text")) for _ in range(MAX_HELPERS)]
-        for done in itertools.islice(asyncio.as_completed(waiting), MAX_HELPERS - MAX_BLOCKED):
-            await done
-        assert await tier.aembed_query("other") == vector_of("other")
-        assert tier.stats().errors == 0
-        model.gate.set()
-        assert await asyncio.gather(*waiting) == [vector_of("text")] * MAX_HELPERS
-        await asyncio.to_thread(owning.join, HANG)
-        await tier.aclose()
-    # A coroutine that comes to it late may find what another of them has stored meanwhile.
-    assert 2 <= len(tier.underlying_embeddings.aqueries) <= MAX_HELPERS - MAX_BLOCKED + 1

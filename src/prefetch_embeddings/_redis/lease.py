@@ -14,7 +14,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from prefetch_embeddings._redis.transports import Command
+    from prefetch_embeddings._redis.jobs import Command
 
 SLICE: Final = 0.25
 """Seconds that a waiter blocks before it looks whether the owner still holds the lease."""

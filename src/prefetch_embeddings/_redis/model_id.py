@@ -53,6 +53,9 @@ _KNOWN: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 }
 _TRANSPARENT: Final = {"CacheBackedEmbeddings", "PrefetchingEmbeddings", "RedisCachedEmbeddings"}
 _DIMENSIONS: Final = ("dimensions", "output_dimensionality", "output_dimension", "dimensionality")
+_DEEPEST: Final = 16
+"""Wrappers within each other that are looked through."""
+
 _OPENAI_URL: Final = "https://api.openai.com/v1"
 
 
@@ -87,6 +90,30 @@ def derive_model_id(model: Embeddings) -> str:
     )
 
 
+def check_nesting(model: Any) -> None:
+    """Raise unless `model` is a model that a Redis tier can wrap.
+
+    Raises:
+        TypeError: It is no `Embeddings`.
+        ValueError: There is a prefetching tier inside, whose prefetches would pass Redis by.
+    """
+    if not isinstance(model, Embeddings):
+        raise TypeError(
+            f"underlying_embeddings: expected an Embeddings, not {type(model).__name__}"
+        )
+    for _ in range(_DEEPEST):
+        if type(model).__name__ == "PrefetchingEmbeddings":
+            raise ValueError(
+                "underlying_embeddings: expected a model, not PrefetchingEmbeddings, whose "
+                "prefetches would pass Redis by. Wrap the other way round: "
+                "PrefetchingEmbeddings(RedisCachedEmbeddings(model, ...))"
+            )
+        inner = getattr(model, "underlying_embeddings", None)
+        if not isinstance(inner, Embeddings):
+            return
+        model = inner
+
+
 def derive_dimensions(model: Embeddings) -> int | None:
     """Return the dimensions that `model` was asked for; None where it was not, or doesn't say."""
     for value in _read(_unwrap(model)[0], _DIMENSIONS).values():
@@ -97,8 +124,11 @@ def derive_dimensions(model: Embeddings) -> int | None:
 
 def _unwrap(model: Any) -> tuple[Any, list[str]]:
     """Return the innermost model, and the wrappers around it that may not just cache."""
-    wrappers = []
-    while isinstance(inner := getattr(model, "underlying_embeddings", None), Embeddings):
+    wrappers: list[str] = []
+    for _ in range(_DEEPEST):  # an object that has every attribute has this one, too
+        inner = getattr(model, "underlying_embeddings", None)
+        if not isinstance(inner, Embeddings):
+            break
         if type(model).__name__ not in _TRANSPARENT:
             wrappers.append(_name(model))
         model = inner

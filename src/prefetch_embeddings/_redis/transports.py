@@ -1,457 +1,419 @@
-"""How commands reach Redis: within a given time, from threads and from event loops.
+"""How jobs reach Redis: through threads that have connections of their own.
 
-A command is a tuple such as `("GET", key)`. An error that the server answered stands in its reply's
-place; whatever else goes wrong is raised.
+Whoever asks makes a `Job`, hands it to a lane and waits for it as long as it likes: it never
+touches a connection. So a name server, a handshake or a reply that hangs holds up nobody, a caller
+that leaves disturbs nobody, and what comes too late is still put to use. Jobs that come together
+travel together.
+
+A lane leads to one place: a server, or one node of a cluster. There are no locks: every step on
+what threads share is atomic by itself, so that a lane may be used from a finaliser or a signal
+handler, too.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
+import queue
 import threading
-from concurrent.futures import Future
+import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import redis
-import redis.asyncio
-import redis.asyncio.connection
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.exceptions import (
-    ConnectionError,  # noqa: A004
-    MaxConnectionsError,
-    ResponseError,
+from prefetch_embeddings._background import pool as workers
+from prefetch_embeddings._redis.jobs import (
+    Gone,
+    Job,
+    NotAsked,
+    Refusal,
+    as_exception,
+    counted,
+    judge,
+    more_time,
 )
-from redis.retry import Retry
-
-from prefetch_embeddings._background.pool import JobPool
-from prefetch_embeddings._redis import async_connections, deadline
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    Command = tuple[str | bytes | int | float, ...]
+    from prefetch_embeddings._redis.breaker import Health
+    from prefetch_embeddings._redis.jobs import Command
 
-MAX_HELPERS: Final = 32
-"""Threads that may be using a ready-made client at a time."""
+MOST_JOBS: Final = 64
+"""Jobs that travel together."""
 
-MAX_BLOCKED: Final = MAX_HELPERS // 2
-"""Of these, those that may wait for other processes' calls."""
+MOST_COMMANDS: Final = 128
+"""Commands that travel together, so that a large batch keeps what came in time."""
 
-MAX_CONCURRENT: Final = 64
-"""Commands that one event loop may have under way at a time; the others wait within their time."""
+IDLE_SECONDS: Final = 30.0
+"""After so long without work a connection is closed, and its thread ends."""
 
-MAX_BLOCKED_COROUTINES: Final = 256
-"""Likewise those that wait for other processes' calls, each on a connection of its own."""
+RESTED_SECONDS: Final = 5.0
+"""What was idle for so long is suspect once a reply has failed to come: a firewall may have
+forgotten it."""
 
-_SOCKET_SECONDS: Final = 5.0
-"""When a thread that connects for nobody any more gives up. Callers are bounded by `deadline`."""
+RETRY_SECONDS: Final = 0.25
+"""Between two attempts to connect, as long as somebody wants Redis."""
 
-_RAW: Final = {"NEVER_DECODE": True}  # vectors are bytes, whatever a client does with strings
+WANTED_SECONDS: Final = 2.0
+"""For so long after somebody wanted Redis it is tried to connect."""
 
-
-class NotAsked(Exception):  # noqa: N818 - says nothing about Redis
-    """Redis was not asked, since this process has as much under way as it may, or no client."""
-
-
-NOT_ASKED: Final = (NotAsked, MaxConnectionsError)
-"""What an exception is of that says nothing about Redis, only about this process."""
+_TAKEN: Final = object()
 
 
-class SyncTransport(Protocol):
-    """Reaches Redis from any thread.
+class Lane(Protocol):
+    """Leads to one place."""
 
-    Attributes:
-        patience: After how many seconds without an answer a connection gives up by itself.
-    """
+    def submit(self, job: Job, *, patient: bool = False) -> bool:
+        """Have `job` done. Never blocks. False: it will not be, as things are.
 
-    patience: float
+        `patient` jobs are also taken while a connection is being made that takes long.
+        """
 
-    def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """Return the replies in order, or raise, within `seconds`."""
-
-    def close(self) -> None:
-        """Let go of connections and threads."""
-
-
-class AsyncTransport(Protocol):
-    """Reaches Redis from any event loop."""
+    def more(self, job: Job, seconds: float) -> float:
+        """Return how many seconds more `job` may have of the `seconds` it was given; 0: none."""
 
     @property
-    def patience(self) -> float:
-        """As for `SyncTransport`."""
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
 
-    async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """Return the replies in order, or raise, within `seconds`."""
+    def wanted(self) -> None:
+        """Note that somebody would have asked, had the breaker let it."""
 
-    def close(self) -> None:
-        """Let go of connections, also of those on other loops. May be called from any thread."""
-
-    async def aclose(self) -> None:
-        """Do so, and have let go of the running loop's when it returns."""
-
-
-class OwnClient:
-    """Connections made from a URL, used on the calling thread, which is the fastest way.
-
-    They are used without `redis.Redis` around them, whose pool, retries and metrics cost as much as
-    reading a vector does.
-    """
-
-    def __init__(self, url: str) -> None:
-        pool = redis.ConnectionPool.from_url(
-            url,
-            protocol=2,  # one round trip less to connect; a vector is the same in both
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=_SOCKET_SECONDS,
-            socket_connect_timeout=_SOCKET_SECONDS,
-        )
-        self.patience = _patience(pool.connection_kwargs)
-        self._pool = deadline.bound(pool)
-        self._idle: list[Any] = []  # only popped and appended, which is atomic
-        self._closed = False
-
-    def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """Return the replies in order, or raise, within `seconds`."""
-        with deadline.within(seconds):
-            connection = self._pop_idle()
-            if connection is not None:
-                # The server may have closed it while it was idle, or a firewall forgotten it, and
-                # the others likewise. To look beforehand would cost every hit a system call.
-                try:
-                    replies = _exchange(connection, commands)
-                except ConnectionError:
-                    self._disconnect_idle()
-                    connection = None
-                except redis.TimeoutError:
-                    self._disconnect_idle()
-                    raise
-            if connection is None:
-                connection = self._connect()
-                replies = _exchange(connection, commands)
-            self._idle.append(connection)
-        if self._closed:
-            self._disconnect_idle()
-        return replies
-
-    def _connect(self) -> Any:
-        connection = self._pool.connection_class(**self._pool.connection_kwargs)
-        try:
-            connection.connect()
-        except BaseException:
-            connection.disconnect()
-            raise
-        return connection
-
-    def _pop_idle(self) -> Any | None:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return None
-
-    def _disconnect_idle(self) -> None:
-        while (connection := self._pop_idle()) is not None:
-            connection.disconnect()
+    def drop_connections(self) -> None:
+        """Use no connection any more that is there now."""
 
     def close(self) -> None:
-        """Disconnect what is idle now, and the others after use."""
-        self._closed = True
-        self._disconnect_idle()
+        """Take nothing more and let go of connections. Does not wait."""
 
 
-def _exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
-    try:
-        if len(commands) == 1:
-            packed = connection.pack_command(*commands[0])
-        else:
-            packed = connection.pack_commands(commands)
-        connection.send_packed_command(packed, check_health=False)
-        return [_read(connection) for _ in commands]
-    except BaseException:
-        connection.disconnect()  # what is still to be read must not be the next one's
-        raise
+class Session(Protocol):
+    """A way to one place that is open. Used by one thread at a time."""
 
-
-def _read(connection: Any) -> Any:
-    try:
-        return connection.read_response(disable_decoding=True)
-    except ResponseError as error:
-        return error
-
-
-class GivenClient:
-    """A client that the user made, with timeouts and retries of its own.
-
-    Those may be long, so commands run on helper threads, which waiters leave behind in time.
-    """
-
-    def __init__(self, client: Any) -> None:
-        self.patience = _patience_of(client)
-        self._client = client
-        self._helpers = JobPool(MAX_HELPERS, name="prefetch-embeddings-redis")
-        self._blocked = threading.Semaphore(MAX_BLOCKED)
-
-    def submit(self, commands: Sequence[Command]) -> Future[list[Any]]:
-        """Start `commands`; cancelling the future keeps what has not begun from beginning.
+    def execute(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the replies in order; an error that the server answered is a `Refusal` in place.
 
         Raises:
-            NotAsked: Nobody will run them.
+            Gone: The other side has closed the connection.
+            Exception: Whatever else went wrong.
         """
-        replies: Future[list[Any]] = Future()
-        if _blocks(commands):
-            if not self._blocked.acquire(blocking=False):
-                raise NotAsked
-            replies.add_done_callback(lambda _: self._blocked.release())
-
-        def run() -> None:
-            if replies.set_running_or_notify_cancel():
-                try:
-                    replies.set_result(_execute(self._client, commands))
-                except BaseException as error:  # noqa: BLE001 - it belongs to the waiter
-                    replies.set_exception(error)
-
-        if not self._helpers.submit(run):
-            replies.cancel()
-            raise NotAsked
-        return replies
-
-    def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """Return the replies in order, or raise, within `seconds`."""
-        replies = self.submit(commands)
-        try:
-            return replies.result(seconds)
-        except BaseException as error:
-            if self.withdraw(replies) and isinstance(error, TimeoutError):
-                raise NotAsked from None
-            raise
-
-    def withdraw(self, replies: Future[list[Any]]) -> bool:
-        """Keep `replies` from beginning; return whether they had not."""
-        return replies.cancel()
 
     def close(self) -> None:
-        """Let the helper threads end. The client stays open: it is the user's."""
-        self._helpers.close()
+        """Let go of it."""
 
 
-class AsyncOverThreads:
-    """A sync client, for coroutines: nobody gave an async one."""
+class _Shared:
+    """What the threads of a lane share, and how they get their jobs."""
 
-    def __init__(self, threads: GivenClient) -> None:
-        self.patience = threads.patience
-        self._threads = threads
+    def __init__(
+        self,
+        open_session: Callable[[], Session],
+        health: Health | None,
+        heed: Callable[[Refusal | None], None],
+    ) -> None:
+        self.open = open_session
+        self.health = health
+        self.heed = heed
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        # One entry for each thread that waits; who submits takes one out, and so counts on it.
+        self.idle: dict[object, None] = {}
+        self.threads: dict[object, None] = {}
+        self.sessions: dict[object, None] = {}
+        self.connecting: dict[object, float] = {}  # since when
+        self.moved_at = 0.0
+        self.wanted_at = 0.0
+        self.drop_before = 0.0  # sessions opened earlier are not used again
+        self.suspect_before = 0.0  # nor those that were used last before
+        self.closed = False
 
-    async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """Return the replies in order, or raise, within `seconds`."""
-        replies = self._threads.submit(commands)
+    def next(self, seconds: float) -> Job | None:
+        """Return the next job, waiting up to `seconds` for it; None: there was none."""
+        if not self.jobs.empty() and (ready := self._get(0.0)) is not None:
+            return ready
+        token = object()
+        self.idle[token] = None
+        job = self._get(seconds)
+        if self.idle.pop(token, _TAKEN) is _TAKEN and job is None and not self.closed:
+            return self._get(1.0)  # somebody counts on this thread: the job is on its way
+        return job
+
+    def _get(self, seconds: float) -> Job | None:
         try:
-            async with asyncio.timeout(seconds):
-                return await asyncio.wrap_future(replies)
-        except BaseException as error:
-            if self._threads.withdraw(replies) and isinstance(error, TimeoutError):
-                raise NotAsked from None
-            raise
+            return self.jobs.get(timeout=seconds)
+        except queue.Empty:
+            return None
 
-    def close(self) -> None:
-        """Do nothing: the threads are closed with their owner."""
+    def with_more(self, first: Job) -> list[Job]:
+        """Return `first` and what else is in line, as much as should travel together."""
+        batch = [first]
+        while len(batch) < MOST_JOBS:
+            try:
+                job = self.jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:  # the end, which is some thread's to hear
+                self.jobs.put(None)
+                break
+            batch.append(job)
+        return batch
 
-    async def aclose(self) -> None:
-        """Do nothing either."""
+    def end_others(self) -> None:
+        """Let all threads hear that the lane is closed."""
+        for _ in range(len(self.threads)):
+            self.jobs.put(None)
+
+    def fail_queued(self, error: Exception) -> None:
+        """End all jobs that are in line."""
+        while True:
+            try:
+                job = self.jobs.get_nowait()
+            except queue.Empty:
+                return
+            if job is not None:
+                job.end(error)
 
 
-class GivenAsyncClient:
-    """An async client that the user made, for one event loop; `elsewhere` serves the others.
+class ThreadLane:
+    """Threads, started as needed, with a session each; they take jobs from one queue.
 
-    Its connections belong to the loop that uses it first, as long as that runs. On another they
-    raise, and in a forked child each process would read the other's replies. So it stays what it
-    is across forks, and only gets another `elsewhere`.
+    Args:
+        open_session: Connects; may take long, may raise.
+        most: Threads, and so sessions, at a time.
+        health: Is told how it goes; None: nobody is.
+        heed: Is told of refusals, and with None of lost connections, before whoever waits is.
+        timeout: What a caller gives Redis, in seconds.
+        queues: Whether jobs may wait for a thread; else those that would are not taken.
     """
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        # Only written while nobody else can see it: at the start, and in a forked child.
-        self.elsewhere: AsyncTransport | None = None
-        self.reset_after_fork()
-        # Guarded by _lock:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._process: int | None = None
+    def __init__(
+        self,
+        open_session: Callable[[], Session],
+        *,
+        most: int,
+        health: Health | None,
+        heed: Callable[[Refusal | None], None],
+        timeout: float,
+        queues: bool = True,
+    ) -> None:
+        self._most = most
+        self._queues = queues
+        self._timeout = timeout
+        self._shared = _Shared(open_session, health, heed)
+
+    def submit(self, job: Job, *, patient: bool = False) -> bool:
+        """Have `job` done. Never blocks. False: it will not be, as things are."""
+        shared = self._shared
+        shared.wanted_at = job.submitted
+        if shared.closed or not (patient or self._is_near(job.submitted)):
+            return False
+        if not self._queues and not shared.idle and len(shared.threads) >= self._most:
+            return False
+        shared.jobs.put(job)
+        try:
+            shared.idle.popitem()
+        except KeyError:
+            return self._start()
+        return True
+
+    def _is_near(self, now: float) -> bool:
+        """Return whether there is a connection, or one might be there in time."""
+        if self._shared.sessions:
+            return True
+        since = min(list(self._shared.connecting.values()), default=now)
+        return now - since < self._timeout
+
+    def more(self, job: Job, seconds: float) -> float:
+        """Return how many seconds more `job` may have; see `more_time`."""
+        shared = self._shared
+        more = more_time(job, seconds, shared.moved_at)
+        if more <= 0 and job.sent is not None:
+            shared.suspect_before = time.monotonic() - RESTED_SECONDS
+        return more
 
     @property
-    def patience(self) -> float:
-        """After how many seconds without an answer a connection gives up by itself."""
-        own = _patience_of(self._client)
-        return own if self.elsewhere is None else min(own, self.elsewhere.patience)
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return bool(self._shared.sessions)
 
-    async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """Return the replies in order, or raise, within `seconds`."""
-        if self.is_of(asyncio.get_running_loop()):
-            async with asyncio.timeout(seconds):
-                return await _aexecute(self._client, commands)
-        if self.elsewhere is None:
-            raise NotAsked
-        return await self.elsewhere.execute(commands, seconds)
+    def wanted(self) -> None:
+        """Note that somebody would have asked: with that it goes on trying to connect."""
+        self._shared.wanted_at = time.monotonic()
+        if not self._shared.threads:
+            self._start()
 
-    def is_of(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Return whether the client is `loop`'s to use; from now on it is, if it is nobody's."""
-        with self._lock:
-            if self._process is None:
-                self._process = os.getpid()
-            if self._loop is None or not self._loop.is_running():
-                self._loop = loop
-            return self._loop is loop and self._process == os.getpid()
-
-    def reset_after_fork(self) -> None:
-        """Start anew: in a forked child nobody will release the lock."""
-        # Reentrant, since the collector may destroy a coroutine at any moment, also in `is_of`, and
-        # what that one gives up asks here again, in the same thread.
-        self._lock = threading.RLock()
+    def drop_connections(self) -> None:
+        """Use no connection any more that is there now."""
+        self._shared.drop_before = time.monotonic()
 
     def close(self) -> None:
-        """Leave the client open: it is the user's."""
-        if self.elsewhere is not None:
-            self.elsewhere.close()
+        """Take nothing more and let the threads end."""
+        self._shared.closed = True
+        self._shared.end_others()
 
-    async def aclose(self) -> None:
-        """Leave the client open: it is the user's."""
-        if self.elsewhere is not None:
-            await self.elsewhere.aclose()
-
-
-class OwnAsyncClients:
-    """Clients made from a URL, one for each event loop, closed with their loop."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.patience = _patience(redis.asyncio.connection.parse_url(url))
-        self._lock = threading.Lock()
-        # Written under _lock; a loop reads only what its own thread wrote.
-        self._of_loop: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
-
-    async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """Return the replies in order, or raise, within `seconds`."""
-        loop = asyncio.get_running_loop()
-        mine = self._of_loop.get(loop) or await self._open(loop)
-        slots = mine.slots
-        if _blocks(commands):
-            slots = mine.blocked
-            if slots.locked():
-                raise NotAsked
-        waiting = True
-        try:
-            async with asyncio.timeout(seconds), slots:
-                waiting = False
-                return await _aexecute(mine.client, commands)
-        except TimeoutError:
-            if waiting:
-                raise NotAsked from None
-            # A firewall may have forgotten the connection while it was idle, and the others too.
-            await mine.client.connection_pool.disconnect(inuse_connections=False)
-            raise
-
-    async def _open(self, loop: asyncio.AbstractEventLoop) -> _LoopClient:
-        mine = _LoopClient(self._url)
-        with self._lock:
-            for closed in [known for known in self._of_loop if known.is_closed()]:
-                del self._of_loop[closed]
-            self._of_loop[loop] = mine
-        # An event loop that shuts down (`asyncio.run` does) closes the asynchronous generators that
-        # were started on it: the one hook to close connections while the loop still runs.
-        mine.keeper = self._keep(loop, mine)
-        await anext(mine.keeper)
-        return mine
-
-    async def _keep(
-        self, loop: asyncio.AbstractEventLoop, mine: _LoopClient
-    ) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            with self._lock:
-                if self._of_loop.get(loop) is mine:
-                    del self._of_loop[loop]
-            await mine.close()
-
-    def close(self) -> None:
-        """Have every loop close its own client."""
-        with self._lock:
-            of_loop, self._of_loop = self._of_loop, {}
-        for loop, mine in of_loop.items():
-            with contextlib.suppress(RuntimeError):  # the loop has closed, and its client with it
-                loop.call_soon_threadsafe(mine.close_on, loop)
-
-    async def aclose(self) -> None:
-        """Close the running loop's client now, and have the other loops close theirs."""
-        with self._lock:
-            mine = self._of_loop.pop(asyncio.get_running_loop(), None)
-        if mine is not None:
-            await mine.close()
-        self.close()
-
-
-class _LoopClient:
-    def __init__(self, url: str) -> None:
-        self.client = redis.asyncio.Redis.from_url(
-            url,
-            protocol=2,
-            max_connections=2**16,  # `slots` bounds them, and waits where a pool would raise
-            retry=AsyncRetry(NoBackoff(), 0),
-            socket_timeout=None,  # `asyncio.timeout` bounds the whole call
-            socket_connect_timeout=_SOCKET_SECONDS,
+    def _start(self) -> bool:
+        """Start a thread if one more may help; return whether there is any."""
+        shared = self._shared
+        if shared.closed:
+            return False
+        if (shared.connecting and self._queues) or len(shared.threads) >= self._most:
+            return bool(shared.threads)
+        me = object()
+        shared.threads[me] = None
+        shared.connecting[me] = time.monotonic()
+        thread = threading.Thread(
+            target=_Line(shared, me, together=self._queues).run,
+            name="prefetch-embeddings-redis",
+            daemon=True,
         )
-        pool = self.client.connection_pool
-        async_connections.adapt(pool)
-        self.slots = asyncio.Semaphore(min(MAX_CONCURRENT, pool.max_connections))
-        self.blocked = asyncio.Semaphore(MAX_BLOCKED_COROUTINES)
-        self.keeper: AsyncGenerator[None, None] | None = None
-        self._closing: asyncio.Task[None] | None = None
-
-    async def close(self) -> None:
-        """Disconnect; once more does no harm."""
-        await self.client.aclose()
-
-    def close_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have the event loop that this runs on disconnect."""
-        self._closing = loop.create_task(self.close())
-
-
-def _patience_of(client: Any) -> float:
-    try:
-        return _patience(client.get_connection_kwargs())
-    except AttributeError:  # a client of another make
-        return _SOCKET_SECONDS
-
-
-def _patience(options: Mapping[str, Any]) -> float:
-    seconds = options.get("socket_timeout")
-    return _SOCKET_SECONDS if seconds is None else float(seconds)
-
-
-def _blocks(commands: Sequence[Command]) -> bool:
-    return commands[0][0] == "BLMOVE"
-
-
-def _execute(client: Any, commands: Sequence[Command]) -> list[Any]:
-    if len(commands) == 1:
         try:
-            return [client.execute_command(*commands[0], **_RAW)]
-        except ResponseError as error:
-            return [error]
-    with client.pipeline(transaction=False) as pipeline:
-        for command in commands:
-            pipeline.execute_command(*command, **_RAW)
-        replies: list[Any] = pipeline.execute(raise_on_error=False)
-        return replies
+            workers.start(thread)
+        except BaseException as error:
+            shared.threads.pop(me, None)
+            shared.connecting.pop(me, None)
+            if not isinstance(error, RuntimeError):
+                raise
+        return bool(shared.threads)
 
 
-async def _aexecute(client: Any, commands: Sequence[Command]) -> list[Any]:
-    if len(commands) == 1:
+class _Line:
+    """One thread of a lane, and its session."""
+
+    def __init__(self, shared: _Shared, me: object, *, together: bool) -> None:
+        self._shared = shared
+        self._me = me
+        self._together = together
+        self._session: Session | None = None
+        self._opened_at = 0.0
+        self._used_at = 0.0
+
+    def run(self) -> None:
+        """Take jobs until there were none for a while, or the lane is closed."""
+        shared = self._shared
         try:
-            return [await client.execute_command(*commands[0], **_RAW)]
-        except ResponseError as error:
-            return [error]
-    async with client.pipeline(transaction=False) as pipeline:
-        for command in commands:
-            pipeline.execute_command(*command, **_RAW)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies
+            self._run()
+        finally:
+            self._let_go()
+            shared.connecting.pop(self._me, None)
+            shared.threads.pop(self._me, None)
+            if shared.closed or not shared.threads:
+                shared.fail_queued(NotAsked())
+            if shared.closed:
+                shared.end_others()
+
+    def _run(self) -> None:
+        shared = self._shared
+        taken: list[Job] = []  # but not sent: there was no connection
+        while not shared.closed:
+            if self._session is None:
+                try:
+                    self._connect()
+                except BaseException as error:  # noqa: BLE001 - it is the jobs'
+                    self._could_not_connect(as_exception(error), taken)
+                    if time.monotonic() - shared.wanted_at > WANTED_SECONDS:
+                        return
+                    job = shared.next(RETRY_SECONDS)
+                    taken = [] if job is None else [job]
+                    continue
+            if not taken:
+                job = shared.next(IDLE_SECONDS)
+                if job is None:
+                    return
+                taken = shared.with_more(job) if self._together else [job]
+            if self._is_stale():
+                self._let_go()
+            else:
+                self._serve(taken)
+                taken = []
+        for job in taken:
+            job.end(NotAsked())
+
+    def _connect(self) -> None:
+        shared = self._shared
+        shared.connecting.setdefault(self._me, time.monotonic())
+        self._session = shared.open()
+        self._opened_at = self._used_at = time.monotonic()
+        shared.sessions[self._me] = None
+        shared.connecting.pop(self._me, None)
+        if shared.health is not None:
+            shared.health.connected()
+
+    def _could_not_connect(self, error: Exception, taken: list[Job]) -> None:
+        shared = self._shared
+        now = time.monotonic()
+        began = shared.connecting.pop(self._me, now)
+        if not isinstance(error, NotAsked):
+            if shared.health is not None:
+                shared.health.failed_to_connect(error, began, now - began)
+            shared.heed(error if isinstance(error, Refusal) else None)
+        for job in taken:
+            job.end(error)
+        if not shared.sessions:
+            shared.fail_queued(error)
+
+    def _let_go(self) -> None:
+        session, self._session = self._session, None
+        self._shared.sessions.pop(self._me, None)
+        if session is not None:
+            with contextlib.suppress(Exception):  # nobody needs it any more
+                session.close()
+
+    def _is_stale(self) -> bool:
+        shared = self._shared
+        return self._opened_at < shared.drop_before or self._used_at < shared.suspect_before
+
+    def _serve(self, batch: list[Job]) -> None:
+        """Send what is still wanted, as much as should travel together at a time."""
+        together: list[tuple[Job, Sequence[Command]]] = []
+        count = 0  # of commands
+        for job in batch:
+            if job.left:
+                continue
+            try:
+                commands = job.commands()
+            except Exception as error:  # noqa: BLE001 - it is this job's alone
+                job.end(error)
+                continue
+            if together and count + len(commands) > MOST_COMMANDS:
+                self._exchange(together)
+                together, count = [], 0
+            together.append((job, commands))
+            count += len(commands)
+        if together:
+            self._exchange(together)
+
+    def _exchange(self, together: list[tuple[Job, Sequence[Command]]]) -> None:
+        shared = self._shared
+        commands = together[0][1]
+        if len(together) > 1:
+            commands = [command for _, some in together for command in some]
+        began = time.monotonic()
+        for job, _ in together:
+            job.sent = began
+        try:
+            replies = counted(self._replies(commands), commands)
+        except BaseException as caught:  # noqa: BLE001 - it is the jobs'
+            self._let_go()
+            error = as_exception(caught)
+            if not isinstance(error, NotAsked):
+                if shared.health is not None:
+                    shared.health.failed(error, began, time.monotonic() - began)
+                shared.heed(None)
+            for job, _ in together:
+                job.end(error)
+            return
+        self._used_at = shared.moved_at = time.monotonic()
+        judge(replies, shared.health, began, self._used_at - began, shared.heed)
+        if len(together) == 1:
+            together[0][0].end(replies)
+            return
+        start = 0
+        for job, some in together:
+            job.end(replies[start : start + len(some)])
+            start += len(some)
+
+    def _replies(self, commands: Sequence[Command]) -> list[Any]:
+        if self._session is not None:
+            try:
+                return self._session.execute(commands)
+            except Gone:  # while it was idle, most likely; a new connection tells
+                self._let_go()
+        self._connect()
+        assert self._session is not None  # noqa: S101 - it is connected
+        return self._session.execute(commands)
