@@ -104,8 +104,13 @@ def look(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
     """Mark a method that only looks. Within a step of the same thread it sees it half done."""
 
     def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self.steps.lock:
-            return method(self, *args, **kwargs)
+        steps = self.steps
+        with steps.lock:
+            within = steps.within
+            result = method(self, *args, **kwargs)
+        if steps.put_off and not within:
+            steps.catch_up()
+        return result
 
     functools.update_wrapper(run, method)
     return run
