@@ -20,6 +20,7 @@ from prefetch_embeddings.events import (
 )
 from prefetch_embeddings.matching import (
     ENGLISH_FILLERS,
+    FILLERS,
     RUSSIAN_FILLERS,
     MatchSpoken,
     match_spoken,
@@ -32,6 +33,7 @@ from prefetch_embeddings.tap import prefetch_tap
 
 __all__ = [
     "ENGLISH_FILLERS",
+    "FILLERS",
     "RUSSIAN_FILLERS",
     "Hedge",
     "HedgeStarted",

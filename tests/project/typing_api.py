@@ -23,6 +23,7 @@ import prefetch_embeddings.instrumentation.opentelemetry
 import prefetch_embeddings.instrumentation.prometheus
 from prefetch_embeddings import (
     ENGLISH_FILLERS,
+    FILLERS,
     RUSSIAN_FILLERS,
     Hedge,
     HedgeStarted,
@@ -286,6 +287,9 @@ tier.stats() - embeddings.stats()  # type: ignore[operator]
 
 spoken = PrefetchingEmbeddings(model, match=match_spoken)
 PrefetchingEmbeddings(model, match=MatchSpoken(fillers=ENGLISH_FILLERS | RUSSIAN_FILLERS))
+PrefetchingEmbeddings(model, match=MatchSpoken("en", "ru", fillers={"please"}))
+MatchSpoken({"please"})  # type: ignore[arg-type]  # languages come first
+assert_type(FILLERS["ru"], frozenset[str])
 speech = UtterancePrefetcher(spoken, debounce=0.3, min_words=3, max_calls=5)
 assert_type(UtterancePrefetcher.for_many_partials(spoken), UtterancePrefetcher)
 assert_type(UtterancePrefetcher.for_few_partials(spoken), UtterancePrefetcher)
