@@ -78,6 +78,14 @@ def match_spoken(text: str) -> str:
     return unicodedata.normalize("NFKC", spoken) or text  # what was left out parted other marks
 
 
+def count_words(text: str) -> int:
+    """Return how many words `text` has; of scripts that are written without spaces, signs."""
+    return sum(
+        len(_SIGN_WITHOUT_SPACES.findall(word)) or any(map(str.isalnum, word))
+        for word in text.split()
+    )
+
+
 def key_of(match: Callable[[str], Hashable] | None, text: str) -> Hashable:
     """Return what texts must share to be the same, by `match`; the text itself without one.
 
@@ -206,6 +214,7 @@ _SIGNS_WITHOUT_SPACES: Final = (
     "\U00020000-\U0003ffff"  # Chinese and Japanese
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
 )
+_SIGN_WITHOUT_SPACES: Final = re.compile(f"[{_SIGNS_WITHOUT_SPACES}]")
 _SPACES_THAT_SAY_NOTHING: Final = re.compile(
     rf"(?<=[{_SIGNS_WITHOUT_SPACES}])\ | \ (?=[{_SIGNS_WITHOUT_SPACES}])"
     r"|(?<=\d)\ (?=[%‰‱°](?!\ ?\d)) | (?<=\d[°])\ (?=[^\W\d]\b) | (?<=\d)\ (?=[€$£¥₽₴₺₸](?!\ ?\d))"

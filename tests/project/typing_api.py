@@ -298,10 +298,13 @@ UtterancePrefetcher(spoken, 0.3)  # type: ignore[call-arg]  # keywords only
 UtterancePrefetcher(model)  # type: ignore[arg-type]  # prefetches nothing
 assert_type(speech.on_partial("how much"), None)
 assert_type(speech.on_final("how much is it"), None)
+assert_type(speech.on_speech_started(), None)
+assert_type(speech.on_speech_stopped(), None)
 assert_type(speech.reset(), None)
 spoken_so_far = speech.stats() - speech.stats()
 assert_type(spoken_so_far, SpeechStats)
 assert_type((spoken_so_far.utterances, spoken_so_far.calls), tuple[int, int])
+assert_type(spoken_so_far.served, int)
 assert_type((spoken_so_far.withdrawn, spoken_so_far.wasted), tuple[int, int])
 assert_type((spoken_so_far.hits, spoken_so_far.lead_seconds), tuple[int, float])
 utterance = speech.last_utterance
@@ -309,6 +312,7 @@ assert_type(utterance, UtteranceStats | None)
 if utterance is not None:
     assert_type((utterance.calls, utterance.withdrawn, utterance.wasted), tuple[int, int, int])
     assert_type((utterance.hit, utterance.lead), tuple[bool, float])
+    assert_type(utterance.served, bool)
 miss = spoken.explain_miss("how much is it")
 assert_type(miss, Miss | None)
 if miss is not None:
