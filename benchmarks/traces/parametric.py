@@ -58,11 +58,15 @@ class Shape:
     #: Interim transcripts come on this beat; what changed in between is never seen.
     interval_seconds: float = 0.1
     punctuation: Punctuation = Punctuation.NEVER
+    #: When the final transcript comes after the last sound; None: by the log's lead.
+    final_after_seconds: float | None = None
 
 
 #: A recogniser that tells each word, and one that tells a few words at a time.
 MANY_PARTIALS = Shape()
 FEW_PARTIALS = Shape(interval_seconds=1.0)
+#: One that knows the last word soon, and calls the transcript final 0.3 s after the last sound.
+FAST_FINALS = Shape(revision_seconds=(0.0, 0.05), final_after_seconds=0.3)
 
 
 def generate(count: int, seed: int = 1, shape: Shape = MANY_PARTIALS) -> tuple[Trace, ...]:
@@ -80,7 +84,7 @@ def _trace(
 ) -> Trace:
     question = dice.choice(asked)
     words = _spoken(question).split()
-    heard, speech_end = _heard_but_the_last_word(dice, shape, words, vocabulary)
+    heard, speech_end, pauses = _heard_but_the_last_word(dice, shape, words, vocabulary)
     last, final = _ending(dice, shape, words, vocabulary)
     now = speech_end
     for text in last:
@@ -89,18 +93,26 @@ def _trace(
     partials = _on_the_beat(heard, shape.interval_seconds)
     lead = dice.lognormvariate(math.log(shape.lead_median_seconds), shape.lead_spread)
     at_seconds = max(partials[-1].at_seconds + lead, speech_end)
-    return Trace(partials, Partial(round(at_seconds, 3), final), round(speech_end, 3), question)
+    if shape.final_after_seconds is not None:
+        at_seconds = speech_end + shape.final_after_seconds
+        partials = tuple(partial for partial in partials if partial.at_seconds <= at_seconds)
+    return Trace(
+        partials, Partial(round(at_seconds, 3), final), round(speech_end, 3), question, pauses
+    )
 
 
 def _heard_but_the_last_word(
     dice: random.Random, shape: Shape, words: list[str], vocabulary: list[str]
-) -> tuple[list[tuple[float, str]], float]:
-    """The transcripts while the words come, as (seconds, text), and when the last one has come."""
+) -> tuple[list[tuple[float, str]], float, tuple[tuple[float, float], ...]]:
+    """The transcripts while the words come, as (seconds, text), when the last word has come, and
+    the pauses before words.
+    """
     heard: list[tuple[float, str]] = []
+    pauses: list[tuple[float, float]] = []
     now = 0.0
     for spoken in range(1, len(words) + 1):
         if spoken > 1 and dice.random() < shape.pause_share:
-            now += dice.uniform(*shape.pause_seconds)
+            pauses.append((now, now := now + dice.uniform(*shape.pause_seconds)))
         now += dice.uniform(0.5, 1.5) / shape.words_per_second
         if heard and heard[-1][0] >= now:
             heard.pop()  # the next word came before the revision did
@@ -113,7 +125,7 @@ def _heard_but_the_last_word(
             heard.append((at, _written(mistaken, shape.punctuation)))
             at += dice.uniform(*shape.revision_seconds)
         heard.append((at, _written(so_far, shape.punctuation)))
-    return heard, now
+    return heard, now, tuple(pauses)
 
 
 def _ending(

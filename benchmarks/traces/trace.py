@@ -29,6 +29,8 @@ class Trace:
     speech_end_seconds: float
     question: str
     """What was said, which a recogniser need not have understood."""
+    pauses: tuple[tuple[float, float], ...] = ()
+    """When the speaker stopped to think, and when he went on; not known of recorded ones."""
 
     def __post_init__(self) -> None:
         times = [partial.at_seconds for partial in self.partials]

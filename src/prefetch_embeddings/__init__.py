@@ -18,6 +18,7 @@ from prefetch_embeddings.events import (
 )
 from prefetch_embeddings.matching import (
     ENGLISH_FILLERS,
+    FILLERS,
     RUSSIAN_FILLERS,
     MatchSpoken,
     match_spoken,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGLISH_FILLERS",
+    "FILLERS",
     "RUSSIAN_FILLERS",
     "Hedge",
     "HedgeStarted",

@@ -3,76 +3,49 @@
 from __future__ import annotations
 
 import contextvars
-import dataclasses
 import math
-import threading
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from prefetch_embeddings._background import forks
 from prefetch_embeddings._flights.flight import PrefetchOutcome
-from prefetch_embeddings.reporting import logger
-from prefetch_embeddings.stats import Snapshot
+from prefetch_embeddings._flights.prefetcher import Prefetcher
+from prefetch_embeddings._speech.mailbox import Mailbox
+from prefetch_embeddings._speech.served import ServedQueries
+from prefetch_embeddings._speech.utterance import (
+    SpeechStats,
+    Transcript,
+    Utterance,
+    UtteranceStats,
+)
+from prefetch_embeddings.matching import count_words
+from prefetch_embeddings.reporting import digest, logger
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from prefetch_embeddings._flights.flight import Ticket
-    from prefetch_embeddings.embeddings import PrefetchingEmbeddings
+    from prefetch_embeddings._speech.utterance import Ask
+
+__all__ = ["Prefetches", "SpeechStats", "UtterancePrefetcher", "UtteranceStats"]
+
+SHORT_SECONDS: Final = 0.5
+"""What a partial transcript of fewer words than `min_words` must stand: it may be all there is."""
+
+SETTLING_SECONDS: Final = 0.03
+"""From the detector's "stopped", or a partial transcript after it, to the prefetch.
+
+Enough for what a recogniser sends in one go. Each further tenth of a second costs that much lead.
+"""
 
 ROUNDING_SECONDS: Final = 1e-6
 """A moment so near has come: sums of floats are not exact."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class UtteranceStats:
-    """What prefetching did for one utterance.
+class Prefetches(Protocol):
+    """What an `UtterancePrefetcher` feeds: `PrefetchingEmbeddings` and its like."""
 
-    Attributes:
-        calls: Calls to the model that were started for it, the one at the final transcript
-            included. Less those withdrawn.
-        withdrawn: Prefetches taken back while they were queued, and not paid for.
-        wasted: Calls for another text than the final one.
-        hit: Whether a partial transcript had the final text prefetched.
-        lead: Seconds by which that prefetch came before the final transcript; 0.0 without a hit.
-    """
-
-    calls: int
-    withdrawn: int
-    wasted: int
-    hit: bool
-    lead: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SpeechStats(Snapshot):
-    """What prefetching did for all utterances so far. Two snapshots subtract.
-
-    `calls` and `withdrawn` count at once, the rest when an utterance ends.
-
-    Attributes:
-        utterances: Utterances that have ended, with a final transcript or by a `reset`.
-        calls: As in `UtteranceStats`.
-        withdrawn: As in `UtteranceStats`.
-        wasted: As in `UtteranceStats`.
-        hits: Utterances whose final text a partial transcript had prefetched.
-        lead_seconds: The sum of their leads.
-    """
-
-    utterances: int = 0
-    calls: int = 0
-    withdrawn: int = 0
-    wasted: int = 0
-    hits: int = 0
-    lead_seconds: float = 0.0
-
-    def __add__(self, later: SpeechStats) -> SpeechStats:
-        """Return the sums."""
-        return SpeechStats(
-            *(
-                getattr(self, field.name) + getattr(later, field.name)
-                for field in dataclasses.fields(self)
-            )
-        )
+    @property
+    def prefetcher(self) -> Prefetcher[Any]:
+        """What does the work."""
 
 
 class UtterancePrefetcher:
@@ -80,44 +53,63 @@ class UtterancePrefetcher:
 
     One instance per call or conversation: give it each interim transcript (`on_partial`), the
     final one (`on_final`), and tell it when the turn is over without one (`reset`). Transcripts are
-    of the whole utterance so far. A partial transcript is embedded once it has stood unchanged for
-    `debounce` seconds. A newer one supersedes it: if its prefetch is still queued, it is withdrawn
-    and not paid for. The final transcript is always prefetched, which does nothing where a partial
-    one had the same text.
+    of the whole utterance so far. The final transcript is always prefetched, which does nothing
+    where a partial one had the same text.
 
-    With `match` set on the embeddings, "unchanged" and "the same" are what `match` says. Set
-    `match=match_spoken` if the recogniser adds capitals or punctuation at the end.
+    When a partial transcript is prefetched depends on what else is known:
 
-    All methods may be called from any thread or event loop. They never block, and raise nothing
-    but `TypeError` for what is not a `str`. However many instances wait at once, they share one
-    timer thread, and each has at most one entry in it.
+    * With a voice activity detector, tell `on_speech_started` and `on_speech_stopped`. Partial
+      transcripts are held while the caller speaks. At the stop, the one that stands is prefetched,
+      whatever its length, and so is each newer one that comes before the caller goes on. This costs
+      the fewest calls. A final transcript that comes while the caller still speaks is one of
+      several, and is taken as a partial one.
+    * Without these signals a partial transcript is prefetched once it has stood unchanged for
+      `debounce` seconds, or half a second if it has fewer than `min_words` words.
+
+    A newer transcript supersedes an older one: if its prefetch is still queued, it is withdrawn and
+    not paid for. With `match` set on the prefetcher, "unchanged" and "the same" are what `match`
+    says. Set `match=match_spoken` if the recogniser adds capitals or punctuation at the end.
+
+    All methods may be called at any moment, from any thread or event loop, also while another one
+    is under way in the same thread. They never block, and raise nothing but `TypeError` for what
+    is not a `str`. However many instances wait at once, they share one timer thread.
 
     Example:
         ```python
         speech = UtterancePrefetcher.for_many_partials(embeddings)
+        detector.on_speech_started(speech.on_speech_started)
+        detector.on_speech_stopped(speech.on_speech_stopped)
         recogniser.on_interim(speech.on_partial)
         recogniser.on_final(speech.on_final)
         caller.on_hang_up(speech.reset)
         ```
 
     Args:
-        embeddings: What prefetches; the retriever must use it, too.
+        prefetcher: What prefetches: a `PrefetchingEmbeddings`, which the retriever must use, too,
+            or a `PrefetchingRetriever`.
         debounce: Seconds that a partial transcript must stand unchanged; 0 for not at all.
-        min_words: Words it must have. (Choose 1 for a language that is written without spaces.)
+        min_words: Words from which that suffices. In scripts without spaces signs are counted.
         max_calls: Calls to the model that the partial transcripts of one utterance may start.
 
     Raises:
+        TypeError: If `prefetcher` is nothing that prefetches.
         ValueError: If a number is negative or infinite.
     """
 
     def __init__(
         self,
-        embeddings: PrefetchingEmbeddings,
+        prefetcher: Prefetches,
         *,
         debounce: float = 0.4,
         min_words: int = 2,
         max_calls: int = 3,
     ) -> None:
+        core = getattr(prefetcher, "prefetcher", None)
+        if not isinstance(core, Prefetcher):
+            raise TypeError(
+                "prefetcher must be a PrefetchingEmbeddings or a PrefetchingRetriever, "
+                f"not {type(prefetcher).__name__}"
+            )
         for name, number in (
             ("debounce", debounce),
             ("min_words", min_words),
@@ -128,53 +120,69 @@ class UtterancePrefetcher:
         self.debounce: Final = debounce
         self.min_words: Final = min_words
         self.max_calls: Final = max_calls
-        self._prefetcher: Final = embeddings.prefetcher
-        self._key: Final = self._prefetcher.key
+        self._prefetcher: Final[Prefetcher[Any]] = core
+        self._served: Final = ServedQueries.of(core)
         forks.register(self)
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
         """Start anew: in a forked child nothing is pending."""
-        self._lock = threading.Lock()
-        # Guarded by _lock:
-        self._utterance: _Utterance | None = None  # the one under way
-        self._last: _Utterance | None = None  # the last one that ended
-        self._will_wake = False  # whether the timer has an entry for this prefetcher
+        self._mailbox = Mailbox()
+        # Written by what the mailbox carries out alone, one thing after the other:
+        self._utterance: Utterance | None = None  # the one under way
+        self._last: Utterance | None = None  # the last one that ended
+        self._wakes_at = math.inf  # when the timer's next entry for this prefetcher comes
+        self._is_speaking: bool | None = None  # as the detector says; None: it never said
+        self._stopped_at = -math.inf  # when it last said "stopped"
         self._totals = SpeechStats()
 
     @classmethod
-    def for_many_partials(cls, embeddings: PrefetchingEmbeddings) -> Self:
+    def for_many_partials(cls, prefetcher: Prefetches) -> Self:
         """Make one for a recogniser that tells every word as it hears it, several a second.
 
-        0.25 s is longer than most hypotheses that the recogniser takes back stand, and short
-        beside the 0.7 s and more for which recognisers wait in silence before they call a
-        transcript final: the rest is the lead. It is also about the gap between two words, so that
-        a slow speaker's every word can start a call. A low limit on calls would be used up by the
+        With speech signals it counts on the silence that the recogniser waits for before it calls
+        a transcript final, less the silence that the detector waits for: about half a second.
+
+        Without them it counts on the former less 0.25 s. That is longer than most hypotheses that
+        the recogniser takes back stand, but also about the gap between two words, so that a slow
+        speaker's every word can start a call. A low limit on calls would be used up by the
         beginning of the sentence and miss its end, the one text that counts; so the limit only
-        stops a runaway, and beginnings of less than four words are left out instead.
+        stops a runaway, and beginnings of less than four words have to stand longer instead.
         """
-        return cls(embeddings, debounce=0.25, min_words=4, max_calls=12)
+        return cls(prefetcher, debounce=0.25, min_words=4, max_calls=12)
 
     @classmethod
-    def for_few_partials(cls, embeddings: PrefetchingEmbeddings) -> Self:
+    def for_few_partials(cls, prefetcher: Prefetches) -> Self:
         """Make one for a recogniser that speaks up about once a second, or for phrases.
 
-        What it says has settled before it says it, and there is little of it: each partial
-        transcript is worth a call at once, and a wait would only shorten the lead.
+        With speech signals it counts on the same lead as `for_many_partials`.
+
+        Without them it counts on all the time from the last partial transcript to the final one:
+        what such a recogniser says has settled before it says it, and there is little of it. Each
+        partial transcript is worth a call at once, and a wait would only shorten the lead.
         """
-        return cls(embeddings, debounce=0.0, min_words=3, max_calls=6)
+        return cls(prefetcher, debounce=0.0, min_words=3, max_calls=6)
 
     @classmethod
-    def for_eager_turn_ends(cls, embeddings: PrefetchingEmbeddings) -> Self:
+    def for_eager_turn_ends(cls, prefetcher: Prefetches) -> Self:
         """Make one for a recogniser with eager end-of-turn events; give `on_partial` these alone.
 
-        A turn model has judged that the speaker is probably done, which replaces debounce and
-        length ("why?" is a question). A speaker who goes on brings another event: three calls
+        It counts on the time from the eager event to the end of the turn, with and without speech
+        signals: a turn model has judged that the speaker is probably done, which replaces debounce
+        and length ("why?" is a question). A speaker who goes on brings another event: three calls
         cover two false alarms, and a fourth means that the threshold is too low.
         """
-        return cls(embeddings, debounce=0.0, min_words=1, max_calls=3)
+        return cls(prefetcher, debounce=0.0, min_words=1, max_calls=3)
 
     # --- What happens on the line --------------------------------------------------------------
+
+    def on_speech_started(self) -> None:
+        """Take in that the voice activity detector hears speech."""
+        self._mailbox.post(self._started)
+
+    def on_speech_stopped(self) -> None:
+        """Take in that the voice activity detector hears silence, for long enough to say so."""
+        self._mailbox.post(self._stopped, self._prefetcher.clock())
 
     def on_partial(self, text: str) -> None:
         """Take in an interim transcript. The first one after a final one begins an utterance.
@@ -185,29 +193,14 @@ class UtterancePrefetcher:
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        key = self._key(text)
-        if not text or text.isspace():
-            return
-        partial = _Transcript(key, text)
-        if len(text.split()) >= self.min_words:
-            partial.due = self._prefetcher.clock() + self.debounce
-            partial.context = contextvars.copy_context()
-        with self._lock:
-            utterance = self._utterance = self._utterance or _Utterance()
-            if utterance.standing is not None and utterance.standing.key == key:
-                return
-            superseded = utterance.supersede(partial)
-            wake = partial.due is not None and self.debounce > 0 and not self._will_wake
-            self._will_wake |= wake
-        if superseded is not None:
-            self._withdraw(utterance, superseded)
-        if wake:
-            self._call_later(self.debounce)
-        elif not self.debounce:
-            self._ask(utterance, partial)
+        transcript = self._transcript(text)
+        if transcript is not None:
+            self._mailbox.post(self._partial, transcript)
 
     def on_final(self, text: str) -> None:
         """Take in the final transcript: it is prefetched in any case, and ends the utterance.
+
+        While the caller still speaks, by the detector, it is taken as a partial one.
 
         Args:
             text: What will be asked, exactly as the retriever will get it (see `match`). A blank
@@ -216,27 +209,11 @@ class UtterancePrefetcher:
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        key = self._key(text)
-        if not text or text.isspace():
-            self._drop()
-            return
-        final = _Transcript(key, text)
-        with self._lock:
-            utterance, self._utterance = self._utterance or _Utterance(), None
-            superseded = utterance.supersede(None, final=final)
-        if superseded is not None:
-            self._withdraw(utterance, superseded)
-        came_at = self._prefetcher.clock()
-        outcome, ticket = self._prefetcher.ask(text)
-        with self._lock:
-            if outcome is PrefetchOutcome.STARTED:
-                self._count_call(utterance, key)
-            utterance.note_ask(key, ticket)
-            asked_at = utterance.asked_at.get(key)
-            if asked_at is not None and outcome in _UNDER_WAY:
-                utterance.hit = True
-                utterance.lead = came_at - asked_at
-            self._end(utterance)
+        transcript = self._transcript(text)
+        if transcript is None:
+            self._mailbox.post(self._drop)
+        else:
+            self._mailbox.post(self._final, transcript)
 
     def reset(self) -> None:
         """Drop what is pending and take back what is queued, the last final transcript included.
@@ -244,182 +221,191 @@ class UtterancePrefetcher:
         For a turn that is void: the caller has hung up, or talks into the answer. What a query
         waits for is not taken back.
         """
-        with self._lock:
-            last, final = self._last, None if self._last is None else self._last.final
-        self._drop()
-        if last is not None and final is not None:
-            self._withdraw(last, final)
+        self._mailbox.post(self._reset)
 
     # --- What it did ---------------------------------------------------------------------------
 
     @property
     def last_utterance(self) -> UtteranceStats | None:
         """What was done for the last utterance that ended; None before the first."""
-        with self._lock:
-            return None if self._last is None else self._last.stats()
+        last = self._last
+        return None if last is None else last.stats()
 
     def stats(self) -> SpeechStats:
         """Return the sums over all utterances, as one consistent snapshot."""
-        with self._lock:
-            return self._totals
+        return self._totals
 
-    # --- Behind the curtain --------------------------------------------------------------------
+    def on_served(self, mark: int | str) -> None:
+        """Take in that a query was served with what this asked for. Called by `ServedQueries`."""
+        self._mailbox.post(self._note_served, mark)
 
-    def _call_later(self, seconds: float) -> None:
-        if not self._prefetcher.call_later(seconds, self._wake):
-            with self._lock:
-                self._will_wake = False  # so that the next partial transcript tries again
+    # --- What the mailbox carries out ------------------------------------------------------------
 
-    def _wake(self) -> None:
-        """See whether a partial transcript has stood long enough. Called by the timer.
+    def _started(self, _: None) -> None:
+        self._is_speaking = True
+        if self._utterance is not None and self._utterance.standing is not None:
+            self._utterance.standing.due = None  # held, as those to come
+
+    def _stopped(self, at: float) -> None:
+        self._is_speaking = False
+        self._stopped_at = at
+        if self._utterance is not None and self._utterance.standing is not None:
+            self._schedule(self._utterance, self._utterance.standing)
+
+    def _partial(self, partial: Transcript) -> None:
+        utterance = self._utterance = self._utterance or Utterance()
+        superseded = utterance.standing
+        if superseded is not None:
+            if superseded.key == partial.key:
+                return
+            self._withdraw(utterance, superseded)
+        utterance.standing = partial
+        self._schedule(utterance, partial)
+
+    def _final(self, final: Transcript) -> None:
+        if self._is_speaking:
+            self._partial(final)
+            return
+        utterance, self._utterance = self._utterance or Utterance(), None
+        superseded, utterance.standing = utterance.standing, None
+        utterance.final = final
+        if superseded is not None and superseded.key != final.key:
+            self._withdraw(utterance, superseded)
+        ask = utterance.ask_for(final)
+        outcome = self._ask(utterance, final)
+        if ask.partial_at is not None and outcome in _UNDER_WAY:
+            utterance.hit = True
+            utterance.lead = final.came_at - ask.partial_at
+        self._end(utterance)
+
+    def _drop(self, _: None) -> None:
+        """End the utterance under way, if there is one, without a final transcript."""
+        utterance, self._utterance = self._utterance, None
+        if utterance is not None:
+            superseded, utterance.standing = utterance.standing, None
+            if superseded is not None:
+                self._withdraw(utterance, superseded)
+            self._end(utterance)
+
+    def _reset(self, _: None) -> None:
+        last = self._last
+        self._drop(None)
+        if last is not None and last.final is not None:
+            self._withdraw(last, last.final)
+
+    def _note_served(self, mark: int | str) -> None:
+        for utterance in (self._utterance, self._last):
+            if utterance is None:
+                continue
+            was_served = utterance.served
+            for ask in utterance.asks.values():
+                ask.served |= mark in ask.marks
+            if utterance.ended and utterance.served and not was_served:
+                self._totals += SpeechStats(served=1)
+
+    def _wake(self, _: None) -> None:
+        """See whether a partial transcript is due.
 
         The entry in the timer outlives the partial transcript it was made for, and the utterance:
         a newer one finds it there and makes none.
         """
-        with self._lock:
-            utterance = self._utterance
-            partial = None if utterance is None else utterance.standing
-            if utterance is None or partial is None or partial.due is None:
-                self._will_wake = False
-                return
-            left = partial.due - self._prefetcher.clock()
-            self._will_wake = left > ROUNDING_SECONDS
-        if left > ROUNDING_SECONDS:
-            self._call_later(left - ROUNDING_SECONDS / 2)
-        else:
-            self._ask(utterance, partial)
+        self._wakes_at = math.inf
+        utterance = self._utterance
+        if utterance is not None and utterance.standing is not None:
+            self._ask_when_due(utterance, utterance.standing)
 
-    def _ask(self, utterance: _Utterance, partial: _Transcript) -> None:
-        """Prefetch a partial transcript, unless it was superseded or the calls are used up."""
-        with self._lock:
-            context, partial.context = partial.context, None
+    # --- Within that -----------------------------------------------------------------------------
+
+    def _schedule(self, utterance: Utterance, partial: Transcript) -> None:
+        """Settle when a partial transcript is due."""
+        if self._is_speaking:
             partial.due = None
-            if (
-                context is None  # too short, or another thread was here first
-                or utterance.standing is not partial
-                or len(utterance.calls) >= self.max_calls
-            ):
-                return
-            self._count_call(utterance, partial.key)  # before others ask whether one is left
-            utterance.asked_at.setdefault(partial.key, self._prefetcher.clock())
+        elif self._is_speaking is None:
+            is_short = count_words(partial.text) < self.min_words
+            wait = max(self.debounce, SHORT_SECONDS) if is_short else self.debounce
+            partial.due = partial.came_at + wait
+        else:
+            partial.due = max(partial.came_at, self._stopped_at) + SETTLING_SECONDS
+        self._ask_when_due(utterance, partial)
+
+    def _ask_when_due(self, utterance: Utterance, partial: Transcript) -> None:
+        if partial.due is None or partial.context is None:
+            return
+        left = partial.due - self._prefetcher.clock()
+        if left > ROUNDING_SECONDS:
+            wakes_in_time = self._wakes_at <= partial.due + ROUNDING_SECONDS
+            if not wakes_in_time and self._prefetcher.call_later(left, self._on_timer):
+                self._wakes_at = partial.due
+            return
+        if utterance.calls < self.max_calls:
+            ask = utterance.ask_for(partial)
+            asked_at = self._prefetcher.clock()
+            if self._ask(utterance, partial) is PrefetchOutcome.DROPPED:
+                ask.partial_at = None
+            elif ask.partial_at is None:
+                ask.partial_at = asked_at
+        partial.context = None
+
+    def _on_timer(self) -> None:
+        self._mailbox.post(self._wake)
+
+    def _ask(self, utterance: Utterance, transcript: Transcript) -> PrefetchOutcome:
+        """Prefetch a transcript's text, and keep what tells what becomes of it."""
+        context = transcript.context or contextvars.copy_context()
+        ask = utterance.ask_for(transcript)
         try:
-            outcome, ticket = context.run(self._prefetcher.ask, partial.text)
+            outcome, ticket = context.run(self._prefetcher.ask, transcript.text)
         except Exception as error:  # noqa: BLE001 - the timer's thread must live
             logger.error("prefetch raised %s", type(error).__name__)  # not its message
-            outcome, ticket = PrefetchOutcome.DROPPED, None
-        with self._lock:
-            if outcome is not PrefetchOutcome.STARTED:
-                self._uncount_call(utterance, partial.key)
-            if outcome is PrefetchOutcome.DROPPED:
-                utterance.asked_at.pop(partial.key, None)
-            utterance.note_ask(partial.key, ticket)
-            withdraw = utterance.is_past(partial)
-        if withdraw:  # superseded meanwhile, by somebody who could not know that it had started
-            self._withdraw(utterance, partial)
+            return PrefetchOutcome.DROPPED
+        if outcome is PrefetchOutcome.STARTED:
+            ask.calls += 1
+            self._totals += SpeechStats(calls=1)
+        if outcome is not PrefetchOutcome.DROPPED:
+            self._mark(ask, digest(transcript.text))
+        if ticket is not None:
+            ask.tickets.append(ticket)
+            if ticket.flight is not None:
+                self._mark(ask, ticket.flight.number)
+        return outcome
 
-    def _withdraw(self, utterance: _Utterance, transcript: _Transcript) -> None:
-        """Take back a call of ours if it is still queued and nobody else counts on it."""
-        key = transcript.key
-        with self._lock:
-            mine = utterance.tickets.pop(key, [])
-        withdrawn = [self._prefetcher.take_back(ticket) for ticket in mine]
-        if not any(withdrawn):
+    def _mark(self, ask: Ask, mark: int | str) -> None:
+        if mark not in ask.marks:
+            ask.marks.add(mark)
+            ask.places.append(self._served.tell(self, mark))
+
+    def _withdraw(self, utterance: Utterance, transcript: Transcript) -> None:
+        """Take back what was asked for a text; not paid for if it is queued and nobody else's."""
+        ask = utterance.asks.get(transcript.key)
+        if ask is None:
             return
-        with self._lock:
-            if key not in utterance.calls:
-                return
-            self._uncount_call(utterance, key)
-            utterance.asked_at.pop(key, None)
+        tickets, ask.tickets = ask.tickets, []
+        taken_back = [self._prefetcher.take_back(ticket) for ticket in tickets]
+        if any(taken_back) and ask.calls:
+            wasted = utterance.wasted
+            ask.calls -= 1
+            ask.partial_at = None
             utterance.withdrawn += 1
-            self._totals += SpeechStats(withdrawn=1)
+            less = utterance.wasted - wasted if utterance.ended else 0
+            self._totals += SpeechStats(calls=-1, withdrawn=1, wasted=less)
 
-    def _drop(self) -> None:
-        """End the utterance under way, if there is one, without a final transcript."""
-        with self._lock:
-            utterance, self._utterance = self._utterance, None
-            if utterance is None:
-                return
-            superseded = utterance.supersede(None)
-            self._end(utterance)
-        if superseded is not None:
-            self._withdraw(utterance, superseded)
-
-    # Under the lock:
-
-    def _count_call(self, utterance: _Utterance, key: Hashable) -> None:
-        utterance.calls.append(key)
-        self._totals += SpeechStats(calls=1)
-
-    def _uncount_call(self, utterance: _Utterance, key: Hashable) -> None:
-        wasted = utterance.wasted
-        utterance.calls.remove(key)
-        if utterance.ended:
-            self._totals += SpeechStats(calls=-1, wasted=utterance.wasted - wasted)
-        else:
-            self._totals += SpeechStats(calls=-1)
-
-    def _end(self, utterance: _Utterance) -> None:
+    def _end(self, utterance: Utterance) -> None:
         utterance.ended = True
         self._last = utterance
         self._totals += SpeechStats(
-            utterances=1, wasted=utterance.wasted, hits=utterance.hit, lead_seconds=utterance.lead
+            utterances=1,
+            wasted=utterance.wasted,
+            hits=utterance.hit,
+            lead_seconds=utterance.lead,
+            served=utterance.served,
         )
 
-
-class _Transcript:
-    """A partial or final transcript. Guarded by the prefetcher's lock, but for key and text."""
-
-    __slots__ = ("context", "due", "key", "text")
-
-    def __init__(self, key: Hashable, text: str) -> None:
-        self.key = key
-        self.text = text
-        self.context: contextvars.Context | None = None  # of the caller; None once it was asked for
-        self.due: float | None = None  # when it will have stood long enough; None: nothing to do
-
-
-class _Utterance:
-    """One utterance. Guarded by the prefetcher's lock."""
-
-    def __init__(self) -> None:
-        self.standing: _Transcript | None = None  # the newest partial transcript
-        self.final: _Transcript | None = None
-        self.ended = False
-        self.calls: list[Hashable] = []  # the keys of calls started, or about to be
-        self.tickets: dict[Hashable, list[Ticket[Any]]] = {}  # by key, of all that it asked for
-        self.asked_at: dict[Hashable, float] = {}  # by key, when a partial one was prefetched
-        self.withdrawn = 0
-        self.hit = False
-        self.lead = 0.0
-
-    def supersede(
-        self, by: _Transcript | None, *, final: _Transcript | None = None
-    ) -> _Transcript | None:
-        """Put another partial transcript, or none, in place.
-
-        Returns:
-            The one before if that is another text.
-        """
-        old, self.standing, self.final = self.standing, by, final
-        return old if old is not None and self.is_past(old) else None
-
-    def note_ask(self, key: Hashable, ticket: Ticket[Any] | None) -> None:
-        """Keep a ticket, for when its ask is to be taken back."""
-        if ticket is not None:
-            self.tickets.setdefault(key, []).append(ticket)
-
-    def is_past(self, partial: _Transcript) -> bool:
-        """Whether a newer text has taken the place of a partial transcript's."""
-        newest = self.standing or self.final
-        return newest is None or newest.key != partial.key
-
-    @property
-    def wasted(self) -> int:
-        """How many calls were for another text than the final one."""
-        return sum(self.final is None or key != self.final.key for key in self.calls)
-
-    def stats(self) -> UtteranceStats:
-        return UtteranceStats(len(self.calls), self.withdrawn, self.wasted, self.hit, self.lead)
+    def _transcript(self, text: str) -> Transcript | None:
+        """Return what to keep of a transcript; None for a blank one."""
+        key: Hashable = self._prefetcher.key(text)
+        if not text or text.isspace():
+            return None
+        return Transcript(key, text, self._prefetcher.clock(), contextvars.copy_context())
 
 
 _UNDER_WAY: Final = (PrefetchOutcome.IN_FLIGHT, PrefetchOutcome.READY)

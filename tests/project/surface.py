@@ -8,7 +8,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import prefetch_embeddings
@@ -23,7 +23,7 @@ def _public_names() -> Iterator[tuple[str, Any]]:
         if names is not None:
             yield module_name, module
             for name in names:
-                if not isinstance(getattr(module, name), frozenset):  # plain data says nothing
+                if not isinstance(getattr(module, name), frozenset | Mapping):  # plain data
                     yield f"{module_name}.{name}", getattr(module, name)
 
 

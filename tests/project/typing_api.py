@@ -23,6 +23,7 @@ import prefetch_embeddings.instrumentation.opentelemetry
 import prefetch_embeddings.instrumentation.prometheus
 from prefetch_embeddings import (
     ENGLISH_FILLERS,
+    FILLERS,
     RUSSIAN_FILLERS,
     Hedge,
     HedgeStarted,
@@ -295,6 +296,9 @@ tier.stats() - embeddings.stats()  # type: ignore[operator]
 
 spoken = PrefetchingEmbeddings(model, match=match_spoken)
 PrefetchingEmbeddings(model, match=MatchSpoken(fillers=ENGLISH_FILLERS | RUSSIAN_FILLERS))
+PrefetchingEmbeddings(model, match=MatchSpoken("en", "ru", fillers={"please"}))
+MatchSpoken({"please"})  # type: ignore[arg-type]  # languages come first
+assert_type(FILLERS["ru"], frozenset[str])
 speech = UtterancePrefetcher(spoken, debounce=0.3, min_words=3, max_calls=5)
 assert_type(UtterancePrefetcher.for_many_partials(spoken), UtterancePrefetcher)
 assert_type(UtterancePrefetcher.for_few_partials(spoken), UtterancePrefetcher)
@@ -303,10 +307,13 @@ UtterancePrefetcher(spoken, 0.3)  # type: ignore[call-arg]  # keywords only
 UtterancePrefetcher(model)  # type: ignore[arg-type]  # prefetches nothing
 assert_type(speech.on_partial("how much"), None)
 assert_type(speech.on_final("how much is it"), None)
+assert_type(speech.on_speech_started(), None)
+assert_type(speech.on_speech_stopped(), None)
 assert_type(speech.reset(), None)
 spoken_so_far = speech.stats() - speech.stats()
 assert_type(spoken_so_far, SpeechStats)
 assert_type((spoken_so_far.utterances, spoken_so_far.calls), tuple[int, int])
+assert_type(spoken_so_far.served, int)
 assert_type((spoken_so_far.withdrawn, spoken_so_far.wasted), tuple[int, int])
 assert_type((spoken_so_far.hits, spoken_so_far.lead_seconds), tuple[int, float])
 utterance = speech.last_utterance
@@ -314,6 +321,7 @@ assert_type(utterance, UtteranceStats | None)
 if utterance is not None:
     assert_type((utterance.calls, utterance.withdrawn, utterance.wasted), tuple[int, int, int])
     assert_type((utterance.hit, utterance.lead), tuple[bool, float])
+    assert_type(utterance.served, bool)
 miss = spoken.explain_miss("how much is it")
 assert_type(miss, Miss | None)
 if miss is not None:

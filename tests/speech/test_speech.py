@@ -6,19 +6,26 @@ import asyncio
 import contextvars
 import dataclasses
 import gc
+import math
 import os
 import random
+import signal
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
-from prefetch_embeddings._background.timer import Timer
-from prefetch_embeddings.matching import match_spoken
-from prefetch_embeddings.speech import SpeechStats, UtterancePrefetcher, UtteranceStats
+from prefetch_embeddings import PrefetchEvent, PrefetchingEmbeddings, PrefetchStarted
+from prefetch_embeddings.matching import count_words, match_spoken
+from prefetch_embeddings.speech import (
+    SETTLING_SECONDS,
+    SpeechStats,
+    UtterancePrefetcher,
+    UtteranceStats,
+)
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 from tests.helpers import Call, auntil, until
 
@@ -45,6 +52,11 @@ def _run(embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings) -> 
 def _last(speech: UtterancePrefetcher) -> UtteranceStats:
     assert speech.last_utterance is not None
     return speech.last_utterance
+
+
+def _waiters(embeddings: PrefetchingEmbeddings, text: str) -> int:
+    flight = embeddings.prefetcher._flights.get(text)
+    return 0 if flight is None else len(flight.waiters)
 
 
 # --- When a partial transcript is prefetched ----------------------------------------------------
@@ -85,8 +97,9 @@ def test_no_moment_is_missed_for_rounding(manual: Manual, model: ScriptedEmbeddi
             speech.on_partial(f"question {i} {j}")
             embeddings.time.advance(dice.random() * speech.debounce)
         embeddings.time.advance(speech.debounce + 1e-6)
-        assert f"question {i} 2" in embeddings._flights._by_key
+        assert len(embeddings.executor) == 1
         speech.reset()
+        assert len(embeddings.executor) == 0
 
 
 def test_the_same_text_again_does_not(
@@ -127,20 +140,77 @@ def test_match_decides_what_is_unchanged(manual: Manual, model: ScriptedEmbeddin
     assert embeddings.stats().query_matched == 1
 
 
-def test_a_short_partial_is_not_prefetched_and_supersedes(
+def test_a_short_partial_has_to_stand_longer_and_supersedes(
     embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
 ) -> None:
-    speech = UtterancePrefetcher(embeddings, debounce=0.4, min_words=3)
+    speech = UtterancePrefetcher(embeddings, debounce=0.25, min_words=3)
     speech.on_partial("how  much")
-    embeddings.time.advance(1.0)
+    embeddings.time.advance(0.49)
     speech.on_partial("how much is")
-    embeddings.time.advance(0.3)
+    embeddings.time.advance(0.24)
     speech.on_partial("how many")
-    embeddings.time.advance(1.0)
+    embeddings.time.advance(0.49)
     assert _run(embeddings, model) == []
+    embeddings.time.advance(0.01)
+    assert _run(embeddings, model) == ["how many"]
     speech.on_partial("how many are")
-    embeddings.time.advance(0.4)
-    assert _run(embeddings, model) == ["how many are"]
+    embeddings.time.advance(0.25)
+    assert _run(embeddings, model) == ["how many", "how many are"]
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "balance",
+        "сколько стоит роуминг",
+        "请问千兆套餐一个月多少钱",
+        "余额",
+        "ราคาอินเทอร์เน็ตเท่าไหร่",
+        "インターネットの料金はいくらですか",
+    ],
+)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        UtterancePrefetcher,
+        UtterancePrefetcher.for_many_partials,
+        UtterancePrefetcher.for_few_partials,
+        UtterancePrefetcher.for_eager_turn_ends,
+    ],
+)
+@pytest.mark.parametrize("signals", [False, True])
+def test_every_preset_prefetches_short_questions_and_those_without_spaces(
+    embeddings: ManualPrefetchingEmbeddings,
+    preset: Callable[[PrefetchingEmbeddings], UtterancePrefetcher],
+    question: str,
+    signals: bool,
+) -> None:
+    speech = preset(embeddings)
+    if signals:
+        speech.on_speech_started()
+    speech.on_partial(question)
+    embeddings.time.advance(0.1)
+    if signals:
+        speech.on_speech_stopped()
+    embeddings.time.advance(0.5)
+    embeddings.executor.run_all()
+    speech.on_final(question)
+    assert _last(speech).hit
+
+
+def test_signs_count_as_words_where_there_are_no_spaces(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
+) -> None:
+    speech = UtterancePrefetcher(embeddings, debounce=0.25, min_words=4)
+    speech.on_partial("千兆套餐")
+    embeddings.time.advance(0.25)
+    assert _run(embeddings, model) == ["千兆套餐"]
+    assert [count_words(text) for text in ("", "how much?", "- ?", "余额 iPhone 15")] == [
+        0,
+        2,
+        0,
+        4,
+    ]
 
 
 @pytest.mark.parametrize("blank", ["", " \t"])
@@ -162,7 +232,6 @@ def test_without_debounce_a_partial_is_prefetched_at_once(
     embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
 ) -> None:
     speech = UtterancePrefetcher(embeddings, debounce=0.0)
-    speech.on_partial("how")
     speech.on_partial("how much")
     assert _run(embeddings, model) == ["how much"]
     assert embeddings.time.calls_to_come == 0
@@ -217,6 +286,12 @@ def test_numbers_out_of_range(
 ) -> None:
     with pytest.raises(ValueError, match=name):
         UtterancePrefetcher(embeddings, **{name: number})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("thing", [None, "embeddings", ScriptedEmbeddings()])
+def test_what_prefetches_nothing(thing: Any) -> None:
+    with pytest.raises(TypeError, match="prefetcher must be a PrefetchingEmbeddings"):
+        UtterancePrefetcher(thing)
 
 
 def test_text_that_is_no_text(embeddings: ManualPrefetchingEmbeddings) -> None:
@@ -347,6 +422,201 @@ def test_a_superseded_text_that_comes_back_is_prefetched_again(
     assert dataclasses.replace(_last(speech), lead=0.25) == UtteranceStats(
         calls=1, withdrawn=1, wasted=0, hit=True, lead=0.25
     )
+
+
+# --- Speech signals -----------------------------------------------------------------------------
+
+
+def test_partials_are_held_while_the_caller_speaks_and_due_at_the_stop(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
+) -> None:
+    speech = UtterancePrefetcher(embeddings, debounce=0.1, min_words=4)
+    speech.on_speech_started()
+    speech.on_partial("how much is it to go")
+    embeddings.time.advance(1.0)
+    speech.on_partial("tell me")
+    embeddings.time.advance(1.0)
+    assert _run(embeddings, model) == []
+    speech.on_speech_stopped()
+    assert _run(embeddings, model) == []
+    embeddings.time.advance(SETTLING_SECONDS)
+    assert _run(embeddings, model) == ["tell me"]
+
+
+def test_a_partial_after_the_stop_is_due_a_settling_time_after_it_came(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
+) -> None:
+    speech = UtterancePrefetcher(embeddings, debounce=9.0, min_words=4)
+    speech.on_speech_started()
+    speech.on_speech_stopped()
+    embeddings.time.advance(1.0)
+    speech.on_partial("how")
+    embeddings.time.advance(SETTLING_SECONDS / 2)
+    speech.on_partial("how much")  # what comes in one go is one call
+    embeddings.time.advance(SETTLING_SECONDS / 2)
+    assert _run(embeddings, model) == []
+    embeddings.time.advance(SETTLING_SECONDS / 2)
+    assert _run(embeddings, model) == ["how much"]
+
+
+def test_a_caller_who_goes_on_has_what_stands_held_again(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
+) -> None:
+    speech = UtterancePrefetcher(embeddings)
+    speech.on_speech_started()
+    speech.on_partial("how much")
+    speech.on_speech_stopped()
+    embeddings.time.advance(SETTLING_SECONDS / 2)
+    speech.on_speech_started()
+    embeddings.time.advance(1.0)
+    assert _run(embeddings, model) == []
+    speech.on_partial("how much is it")
+    speech.on_speech_stopped()
+    embeddings.time.advance(SETTLING_SECONDS)
+    assert _run(embeddings, model) == ["how much is it"]
+
+
+def test_a_stop_is_kept_to_though_the_timer_has_a_later_entry(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
+) -> None:
+    speech = UtterancePrefetcher(embeddings, debounce=5.0)
+    speech.on_partial("how much is it")  # before the first signal
+    speech.on_speech_stopped()
+    embeddings.time.advance(SETTLING_SECONDS)
+    assert _run(embeddings, model) == ["how much is it"]
+
+
+def test_a_second_stop_asks_for_nothing_again(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
+) -> None:
+    speech = UtterancePrefetcher(embeddings)
+    for _ in range(3):
+        speech.on_speech_started()
+        speech.on_partial("how much")
+        speech.on_speech_stopped()
+        embeddings.time.advance(1.0)
+    assert _run(embeddings, model) == ["how much"]
+    assert embeddings.stats().prefetch_deduplicated == 0
+
+
+def test_a_final_segment_while_the_caller_speaks_counts_as_a_partial(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
+) -> None:
+    speech = UtterancePrefetcher(embeddings)
+    speech.on_speech_started()
+    speech.on_final("how much is")
+    embeddings.time.advance(1.0)
+    assert _run(embeddings, model) == []
+    assert speech.last_utterance is None
+    speech.on_final("how much is a ticket")
+    speech.on_speech_stopped()
+    embeddings.time.advance(SETTLING_SECONDS)
+    assert _run(embeddings, model) == ["how much is a ticket"]
+    embeddings.time.advance(0.5)
+    speech.on_final("how much is a ticket")
+    assert _last(speech) == UtteranceStats(calls=1, withdrawn=0, wasted=0, hit=True, lead=0.5)
+
+
+def test_the_limit_on_calls_holds_with_signals_too(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
+) -> None:
+    speech = UtterancePrefetcher(embeddings, max_calls=2)
+    for text in ("a", "a b", "a b c"):
+        speech.on_speech_started()
+        speech.on_partial(text)
+        speech.on_speech_stopped()
+        embeddings.time.advance(1.0)
+        embeddings.executor.run_all()
+    assert _run(embeddings, model) == ["a", "a b"]
+
+
+def test_reset_leaves_the_detector_its_say(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
+) -> None:
+    speech = UtterancePrefetcher(embeddings)
+    speech.on_speech_started()
+    speech.reset()  # barge-in: the caller speaks
+    speech.on_partial("no, to the museum")
+    embeddings.time.advance(5.0)
+    assert _run(embeddings, model) == []
+    speech.on_speech_stopped()
+    embeddings.time.advance(SETTLING_SECONDS)
+    assert _run(embeddings, model) == ["no, to the museum"]
+
+
+# --- Whether the query was served ---------------------------------------------------------------
+
+
+def test_a_query_that_finds_the_vector_was_served(
+    manual: Manual, model: ScriptedEmbeddings
+) -> None:
+    embeddings = manual(model, match=match_spoken)
+    speech = UtterancePrefetcher(embeddings, debounce=0.0)
+    speech.on_partial("how much is it")
+    embeddings.executor.run_all()
+    speech.on_final("How much is it?")
+    assert not _last(speech).served
+    embeddings.embed_query("how much is IT")  # another text, the same flight
+    assert _last(speech).served
+    embeddings.embed_query("how much is it")
+    assert speech.stats().served == 1
+
+
+def test_a_query_that_comes_before_the_final_transcript_was_served(
+    embeddings: ManualPrefetchingEmbeddings,
+) -> None:
+    speech = UtterancePrefetcher(embeddings, debounce=0.0)
+    speech.on_partial("how much is it")
+    embeddings.executor.run_all()
+    embeddings.embed_query("how much is it")
+    assert speech.stats().served == 0
+    speech.on_final("how much is it")
+    assert _last(speech).served
+    assert speech.stats().served == 1
+
+
+def test_a_query_for_what_somebody_else_had_prefetched_was_served(
+    embeddings: ManualPrefetchingEmbeddings,
+) -> None:
+    embeddings.prefetch("how much is it")
+    embeddings.executor.run_all()
+    speech = UtterancePrefetcher(embeddings)
+    speech.on_final("how much is it")
+    embeddings.embed_query("how much is it")
+    assert speech.stats().served == 1
+
+
+def test_a_query_for_another_text_was_not_served(
+    embeddings: ManualPrefetchingEmbeddings,
+) -> None:
+    speech = UtterancePrefetcher(embeddings, debounce=0.0)
+    speech.on_partial("how much")
+    speech.on_final("how much is it")
+    embeddings.executor.run_all()
+    embeddings.embed_query("price of the gigabit tariff")  # as a tool-calling model writes it
+    embeddings.embed_query("how much")
+    assert not _last(speech).served
+    assert speech.stats().served == 0
+
+
+def test_a_query_that_runs_the_prefetch_itself_was_not_served(
+    embeddings: ManualPrefetchingEmbeddings,
+) -> None:
+    speech = UtterancePrefetcher(embeddings)
+    speech.on_final("how much is it")
+    embeddings.embed_query("how much is it")
+    assert speech.stats().served == 0
+
+
+def test_prefetchers_of_one_wrapper_share_a_listener_and_each_hears_of_its_own(
+    embeddings: ManualPrefetchingEmbeddings,
+) -> None:
+    speeches = [UtterancePrefetcher(embeddings) for _ in range(5)]
+    for i, speech in enumerate(speeches):
+        speech.on_final(f"how much is it {i // 2}")
+    embeddings.executor.run_all()
+    embeddings.embed_query("how much is it 0")
+    assert [speech.stats().served for speech in speeches] == [1, 1, 0, 0, 0]
 
 
 # --- Ends ---------------------------------------------------------------------------------------
@@ -536,7 +806,7 @@ def test_reset_leaves_what_a_query_runs_or_waits_for(
     assert _last(speech).calls == 1
     speech.on_final("how many")
     wait = Call(embeddings.wait_for_prefetch, "how many", 30.0)
-    until(lambda: embeddings._flights._by_key["how many"].waiters == 1)
+    until(lambda: _waiters(embeddings, "how many") == 1)
     speech.reset()
     embeddings.executor.run_all()
     assert wait.result()
@@ -628,67 +898,68 @@ def test_a_prefetcher_has_one_entry_in_the_timer_at_the_most(
 )
 def test_what_comes_while_a_partial_starts_has_it_taken_back(
     embeddings: ManualPrefetchingEmbeddings,
+    model: ScriptedEmbeddings,
     follow: Callable[[UtterancePrefetcher], None],
     then: list[str],
     before: bool,
 ) -> None:
     # The timer's thread has decided to prefetch, and has either not done so yet or not said so.
-    prefetch = embeddings.prefetch
+    ask = embeddings.prefetcher.ask
     started: list[str] = []
 
-    def prefetch_late(text: str) -> PrefetchOutcome:
+    def ask_late(text: str) -> Any:
         if started:
-            return prefetch(text)
+            return ask(text)
         started.append(text)
         if before:
             follow(speech)
-        outcome = prefetch(text)
+        asked = ask(text)
         if not before:
             follow(speech)
-        return outcome
+        return asked
 
-    embeddings.prefetch = prefetch_late  # type: ignore[method-assign]
+    embeddings.prefetcher.ask = ask_late  # type: ignore[method-assign]
     speech = UtterancePrefetcher(embeddings, debounce=0.4)
     speech.on_partial("a b")
     embeddings.time.advance(0.4)
     assert started == ["a b"]
-    assert [flight.text for flight in embeddings._flights._queued] == then
+    assert _run(embeddings, model) == then
     assert (speech.stats().calls, speech.stats().wasted) == (len(then), 0)
 
 
-def test_a_partial_that_another_thread_supersedes_at_once_is_not_prefetched(
+def test_a_partial_that_comes_while_another_is_taken_back_supersedes_both(
     embeddings: ManualPrefetchingEmbeddings,
     model: ScriptedEmbeddings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    speech = UtterancePrefetcher(embeddings, debounce=0.0)
+    speech = UtterancePrefetcher(embeddings, debounce=0.0, min_words=1)
     speech.on_partial("a b")
-    withdraw = embeddings._runner.withdraw
+    take_back = embeddings.prefetcher.take_back
 
-    def withdraw_late(key: str, number: int, asks: int) -> bool:
+    def take_back_late(ticket: Any) -> bool:
         monkeypatch.undo()
         speech.on_partial("a b c d")  # as another thread would, in between
-        return withdraw(key, number, asks)
+        return take_back(ticket)
 
-    monkeypatch.setattr(embeddings._runner, "withdraw", withdraw_late)
+    monkeypatch.setattr(embeddings.prefetcher, "take_back", take_back_late)
     speech.on_partial("a b c")
     assert _run(embeddings, model) == ["a b c d"]
-    assert embeddings.stats().prefetch_started == 2
+    assert embeddings.stats().prefetch_withdrawn == 2
 
 
 def test_two_threads_cannot_exceed_the_limit_together(
     embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings
 ) -> None:
-    prefetch = embeddings.prefetch
+    ask = embeddings.prefetcher.ask
     nested: list[str] = []
 
-    def prefetch_late(text: str) -> PrefetchOutcome:
+    def ask_late(text: str) -> Any:
         if not nested:
             nested.append(text)
             speech.on_partial("a b c")  # as another thread would, in between
-        return prefetch(text)
+        return ask(text)
 
-    embeddings.prefetch = prefetch_late  # type: ignore[method-assign]
+    embeddings.prefetcher.ask = ask_late  # type: ignore[method-assign]
     speech = UtterancePrefetcher(embeddings, debounce=0.0, max_calls=1)
     speech.on_partial("a b")
     assert len(embeddings.executor) <= 1
@@ -699,23 +970,79 @@ def test_an_error_does_not_harm_the_timer(
     embeddings: ManualPrefetchingEmbeddings,
     model: ScriptedEmbeddings,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prefetch = embeddings.prefetch
-
-    def broken(text: str) -> PrefetchOutcome:
+    def broken(text: str) -> Any:
         raise ZeroDivisionError(text)
 
     speech = UtterancePrefetcher(embeddings, debounce=0.4)
-    embeddings.prefetch = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(embeddings.prefetcher, "ask", broken)
     speech.on_partial("a secret")
     embeddings.time.advance(0.4)
     assert "ZeroDivisionError" in caplog.text
     assert "secret" not in caplog.text
-    embeddings.prefetch = prefetch  # type: ignore[method-assign]
+    monkeypatch.undo()
     speech.on_partial("a b")
     embeddings.time.advance(0.4)
     assert _run(embeddings, model) == ["a b"]
     assert speech.stats().calls == 1
+
+
+def test_calls_from_within_calls_are_carried_out_after_them(
+    manual: Manual, model: ScriptedEmbeddings
+) -> None:
+    # As a finaliser or a signal handler would, at the worst moment: amid another call.
+    def listener(event: PrefetchEvent) -> None:
+        if isinstance(event, PrefetchStarted) and len(events) < 5:
+            events.append(event)
+            speech.on_speech_started()
+            speech.on_speech_stopped()
+            speech.on_partial(f"a b {len(events)}")
+            speech.reset()
+            speech.on_final(f"c d {len(events)}")
+
+    events: list[PrefetchEvent] = []
+    embeddings = manual(model, on_event=listener)
+    speech = UtterancePrefetcher(embeddings, debounce=0.0)
+    speech.on_partial("a b")
+    embeddings.time.advance(1.0)
+    assert len(events) == 5
+    assert _run(embeddings, model) == ["c d 5"]
+    assert speech.stats().utterances == 10
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no such signals")
+def test_a_signal_handler_may_call_everything_at_any_moment(
+    wrap: Wrap, model: ScriptedEmbeddings
+) -> None:
+    embeddings = wrap(model, max_entries=10_000)
+    speech = UtterancePrefetcher(embeddings, debounce=0.0)
+    handled = 0
+
+    def handler(*_: object) -> None:
+        nonlocal handled
+        handled += 1
+        speech.on_speech_started()
+        speech.on_partial(f"signal {handled}")
+        speech.on_speech_stopped()
+        speech.on_final(f"final {handled}")
+        speech.reset()
+        speech.stats()
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0007)
+        i = 0
+        while handled < 200:
+            i += 1
+            speech.on_partial(f"partial {i}")
+            speech.on_speech_started()
+            speech.on_speech_stopped()
+            speech.on_final(f"this is {i}")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not speech._mailbox._posted
 
 
 def test_a_partial_brought_on_a_loop_is_prefetched(wrap: Wrap, model: ScriptedEmbeddings) -> None:
@@ -754,9 +1081,9 @@ def test_what_many_threads_bring_one_prefetcher_adds_up(
     for each in [Call(speak, i) for i in range(8)]:
         each.result()
     speech.reset()
-    until(lambda: not speech._will_wake)
+    until(lambda: speech._wakes_at == math.inf)
     speech.reset()
-    until(lambda: not embeddings._flights._queued and not embeddings._flights._busy)
+    until(lambda: not embeddings.prefetcher.leaks())
     stats, flown = speech.stats(), embeddings.stats()
     assert stats.calls == flown.prefetch_started - flown.prefetch_withdrawn
     assert stats.withdrawn == flown.prefetch_withdrawn
@@ -768,28 +1095,26 @@ def test_thousands_at_once_share_one_thread_and_leave_nothing(
     wrap: Wrap, model: ScriptedEmbeddings
 ) -> None:
     embeddings = wrap(model, max_workers=4, max_pending=4000)
-    timer = embeddings._runner._scheduler
-    assert isinstance(timer, Timer)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     under_way = [UtterancePrefetcher(embeddings, debounce=0.05) for _ in range(2000)]
-    most = 0
     for words in ("how", "how much", "how much is", "how much is it"):
         for i, speech in enumerate(under_way):
             speech.on_partial(f"number {i} {words}")
-        most = max(most, len(timer._heap))
-    assert most <= len(under_way)
-    timers = [t for t in threading.enumerate() if t is timer._thread]
-    assert len(timers) == 1
-    assert threading.active_count() <= before + 1 + 4
+    started = [thread.name for thread in threading.enumerate() if thread not in before]
+    assert started.count("prefetch-embeddings-timer") == 1
+    assert len(started) <= 1 + 4
     for i, speech in enumerate(under_way):
         speech.on_final(f"number {i} how much is it")
-    until(lambda: not timer._heap)
     assert sum(speech.stats().utterances for speech in under_way) == 2000
-    until(lambda: not embeddings._flights._queued and not embeddings._flights._busy)
+    until(lambda: not embeddings.prefetcher.leaks())
     ended = [weakref.ref(speech) for speech in under_way]
     del under_way, speech
-    gc.collect()
-    assert not any(ref() for ref in ended), "something keeps utterances that have ended"
+
+    def all_gone() -> bool:
+        gc.collect()
+        return not any(ref() for ref in ended)
+
+    until(all_gone)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
@@ -797,7 +1122,7 @@ def test_thousands_at_once_share_one_thread_and_leave_nothing(
 def test_a_forked_child_starts_anew(embeddings: ManualPrefetchingEmbeddings) -> None:
     speech = UtterancePrefetcher(embeddings, debounce=0.4)
     speech.on_partial("how much")
-    with speech._lock:  # as another thread of the parent may hold it
+    with speech._mailbox._at_work:  # as another thread of the parent may be
         child = os.fork()
     if not child:
         code = 1
