@@ -14,14 +14,17 @@ from tests.project.test_layers import imported, modules
 MOST_LINES_OF_A_FILE = 400
 MOST_LINES_OF_A_CLASS = 320  # about 300
 
-TOO_LONG_YET = {"_redis.transports", "redis_cache", "redis_cache.RedisCachedEmbeddings", "speech"}
+TOO_LONG_YET = {
+    "_redis.lookup",
+    "_redis.transports",
+    "redis_cache",
+    "redis_cache.RedisCachedEmbeddings",
+    "speech",
+    "speech.UtterancePrefetcher",
+}
 """What is to be taken apart."""
 
-TOUCHED_YET = {
-    "_redis.async_connections": {"super()._connect", "super()._connection_arguments"},
-    "_redis.deadline": {"super()._connect"},
-    "instrumentation._figures": {"tier._closed"},
-}
+TOUCHED_YET: dict[str, set[str]] = {"instrumentation._figures": {"tier._closed"}}
 """Private names of others that are to be done without."""
 
 MODULES = dict(modules())

@@ -393,6 +393,7 @@ asyncio.run(hold_it_on_a_loop())
 
 # --- What the library itself calls ---------------------------------------------------------------
 
+assert_type(manual.executor.accepts, bool)
 assert_type(manual.executor.wake(), bool)
 assert_type(manual.executor.join(1), bool)
 assert_type(manual.executor.close(), None)

@@ -50,8 +50,10 @@ def _run(embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings) -> 
 
 
 def _last(speech: UtterancePrefetcher) -> UtteranceStats:
-    assert speech.last_utterance is not None
-    return speech.last_utterance
+    until(lambda: speech.last_utterance is not None)  # another thread may be at it
+    last = speech.last_utterance
+    assert last is not None
+    return last
 
 
 def _waiters(embeddings: PrefetchingEmbeddings, text: str) -> int:
@@ -1105,7 +1107,7 @@ def test_thousands_at_once_share_one_thread_and_leave_nothing(
     assert len(started) <= 1 + 4
     for i, speech in enumerate(under_way):
         speech.on_final(f"number {i} how much is it")
-    assert sum(speech.stats().utterances for speech in under_way) == 2000
+    until(lambda: sum(speech.stats().utterances for speech in under_way) == 2000)
     until(lambda: not embeddings.prefetcher.leaks())
     ended = [weakref.ref(speech) for speech in under_way]
     del under_way, speech

@@ -41,10 +41,12 @@ class ServedQueries:
     @classmethod
     def of(cls, prefetcher: Prefetcher[Any]) -> Self:
         """Return that of `prefetcher`, which is made when first asked for."""
-        found: Any = _known.get(prefetcher)
-        if found is None:
-            found = _known[prefetcher] = cls()
-            prefetcher.add_listener(found)
+        known = _known.get(prefetcher)
+        if isinstance(known, cls):
+            return known
+        found = cls()
+        _known[prefetcher] = found
+        prefetcher.add_listener(found)
         return found
 
     def tell(self, who: Interested, mark: int | str) -> Place:
