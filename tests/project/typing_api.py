@@ -57,6 +57,7 @@ from prefetch_embeddings.existing import (
 )
 from prefetch_embeddings.instrumentation import opentelemetry, prometheus
 from prefetch_embeddings.openai import voice_embeddings
+from prefetch_embeddings.speech import Prefetches
 from prefetch_embeddings.testing import (
     Gate,
     ManualExecutor,
@@ -401,3 +402,8 @@ assert_type(manual.executor.reset_after_fork(), None)
 assert_type(manual.time.call_later(1, print), bool)
 assert_type(manual.time.close(), None)
 assert_type(manual.time.reset_after_fork(), None)
+
+# --- What speech stands on -----------------------------------------------------------------------
+
+anything_that_prefetches: Prefetches = manual
+assert_type(UtterancePrefetcher(anything_that_prefetches).on_served(1), None)
