@@ -5,6 +5,7 @@ Without it a library that is missing is an error, so that no test is skipped uns
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +26,9 @@ class ModuleThatMayNeedMore(pytest.Module):
             missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
             if missing is None or missing.partition(".")[0] in OURS:
                 raise
+        for name, module in list(sys.modules.items()):  # what was imported of it is no use
+            if getattr(module, "__file__", None) == str(self.path):
+                del sys.modules[name]
         pytest.skip(f"{missing} is not installed in this environment", allow_module_level=True)
 
 
