@@ -22,14 +22,14 @@ app.conf.update(
 )
 
 
-@app.task  # type: ignore[untyped-decorator]
+@app.task
 def ask(text: str) -> dict[str, Any]:
     """Prefetch a text, and embed it."""
     embeddings.prefetch(text)
     return answered(text)
 
 
-@app.task(soft_time_limit=1)  # type: ignore[untyped-decorator]
+@app.task(soft_time_limit=1)
 def ask_in_vain(text: str) -> str:
     """Wait for a call that takes longer than the task may."""
     model.seconds = 3.0
@@ -43,7 +43,7 @@ def ask_in_vain(text: str) -> str:
     return "answered"
 
 
-@app.task  # type: ignore[untyped-decorator]
+@app.task
 def answer(text: str) -> dict[str, Any]:
     """Embed a text."""
     return answered(text)
