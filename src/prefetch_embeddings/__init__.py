@@ -1,6 +1,6 @@
 """Start a query's embedding before the retriever asks for it."""
 
-from prefetch_embeddings._flights.map import PrefetchOutcome
+from prefetch_embeddings._flights.flight import PrefetchOutcome
 from prefetch_embeddings._flights.patience import Hedge
 from prefetch_embeddings._redis.recorder import (
     RedisCacheEvent,

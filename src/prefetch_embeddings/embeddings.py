@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.embeddings import Embeddings
 
-from prefetch_embeddings import warming
-from prefetch_embeddings._background.pool import Executor, WorkerPool
-from prefetch_embeddings._background.timer import Scheduler, Timer
-from prefetch_embeddings._flights.map import FlightMap, PrefetchOutcome
-from prefetch_embeddings._flights.runner import FlightRunner
-from prefetch_embeddings.events import Reporter
+from prefetch_embeddings import misses, warming
+from prefetch_embeddings._background import Background
+from prefetch_embeddings._background.pool import WorkerPool
+from prefetch_embeddings._background.timer import Timer
+from prefetch_embeddings._flights.prefetcher import Prefetcher
+from prefetch_embeddings.matching import key_of
+from prefetch_embeddings.reporting import Reporter
+from prefetch_embeddings.vectors import VectorLoader, own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from typing import Self
 
+    from prefetch_embeddings._flights.flight import PrefetchOutcome
     from prefetch_embeddings._flights.patience import Hedge
     from prefetch_embeddings.events import PrefetchEvent
     from prefetch_embeddings.misses import Miss
     from prefetch_embeddings.stats import PrefetchStats
+    from prefetch_embeddings.vectors import Vector
 
 
 class PrefetchingEmbeddings(Embeddings):
@@ -93,39 +98,28 @@ class PrefetchingEmbeddings(Embeddings):
         if not ttl > 0:
             raise ValueError(f"ttl must be more than 0 seconds, not {ttl}")
         self._model = underlying_embeddings
-        self._match = match
-        self._reporter = Reporter(on_event)
-        self._flights: FlightMap[list[float]] = FlightMap(
+        self._prefetcher: Prefetcher[Vector] = Prefetcher(
+            VectorLoader(underlying_embeddings, symmetric=symmetric),
+            key=partial(key_of, match),
             ttl=ttl,
             max_entries=max_entries,
-            capacity=max_pending + max_workers,
-            max_on_loops=max_pending,
+            max_workers=max_workers,
+            max_pending=max_pending,
             attempts=attempts,
             hedge=hedge,
-            clock=self._clock(),
-        )
-        self._runner = FlightRunner(
-            self._flights,
-            load=self._load,
-            aload=self._aload,
-            load_many=self._load_many if symmetric else None,
-            native_async=_embeds_on_loops(underlying_embeddings),
-            executor=self._executor(max_workers),
-            aside=WorkerPool(None),
-            scheduler=self._scheduler(),
-            reporter=self._reporter,
+            background=self._background(),
+            reporter=Reporter(on_event),
+            on_missed=self._on_missed,
         )
 
-    # What tests put in the place of threads and time:
+    def _background(self) -> Background:
+        """Return threads and time; tests put others in their place."""
+        return Background(time.monotonic, Timer(), WorkerPool)
 
-    def _clock(self) -> Callable[[], float]:
-        return time.monotonic
-
-    def _executor(self, max_workers: int) -> Executor:
-        return WorkerPool(max_workers)
-
-    def _scheduler(self) -> Scheduler:
-        return Timer()
+    @property
+    def prefetcher(self) -> Prefetcher[Vector]:
+        """The core, for what stands beside: `UtterancePrefetcher`, instrumentation, tests."""
+        return self._prefetcher
 
     @property
     def underlying_embeddings(self) -> Embeddings:
@@ -149,7 +143,7 @@ class PrefetchingEmbeddings(Embeddings):
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        return self._runner.prefetch(self._key(text), text)
+        return self._prefetcher.prefetch(text)
 
     def prefetch_many(self, texts: Iterable[str]) -> list[PrefetchOutcome]:
         """Start embedding several texts: several calls, or one if the model is `symmetric`.
@@ -165,7 +159,7 @@ class PrefetchingEmbeddings(Embeddings):
         """
         if isinstance(texts, str):
             raise TypeError("texts must be several texts, not one str")
-        return self._runner.prefetch_many([(self._key(text), text) for text in texts])
+        return self._prefetcher.prefetch_many(texts)
 
     async def aprefetch(self, text: str) -> PrefetchOutcome:
         """Start embedding `text` with the model's own async client on the running loop.
@@ -182,7 +176,7 @@ class PrefetchingEmbeddings(Embeddings):
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        return await self._runner.aprefetch(self._key(text), text)
+        return await self._prefetcher.aprefetch(text)
 
     def wait_for_prefetch(self, text: str, timeout: float | None = None) -> bool:
         """Wait until the prefetch of `text` has ended.
@@ -202,7 +196,7 @@ class PrefetchingEmbeddings(Embeddings):
             TypeError: If `text` is not a `str`.
             RuntimeError: If the model itself waits for the text that it is embedding.
         """
-        return self._runner.wait(self._key(text), timeout)
+        return self._prefetcher.wait(text, timeout)
 
     async def await_for_prefetch(self, text: str, timeout: float | None = None) -> bool:
         """Do what `wait_for_prefetch` does, without blocking the loop.
@@ -210,7 +204,7 @@ class PrefetchingEmbeddings(Embeddings):
         A prefetch that is still queued is run at once, by the model's async method, also with a
         timeout if that method needs no thread.
         """
-        return await self._runner.await_(self._key(text), timeout)
+        return await self._prefetcher.await_(text, timeout)
 
     def is_ready(self, text: str) -> bool:
         """Tell whether a query for `text` would be answered at once. Changes nothing.
@@ -218,7 +212,7 @@ class PrefetchingEmbeddings(Embeddings):
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        return self._flights.is_ready(self._key(text))
+        return self._prefetcher.is_ready(text)
 
     def expected_wait(self, text: str) -> float:
         """Estimate what a query for `text` would wait now, from how long recent calls took.
@@ -229,7 +223,7 @@ class PrefetchingEmbeddings(Embeddings):
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        return self._flights.expected_wait(self._key(text))
+        return self._prefetcher.expected_wait(text)
 
     def explain_miss(self, text: str) -> Miss | None:
         """Tell why a query for `text` missed, or would miss: what was prefetched that is like it.
@@ -244,7 +238,7 @@ class PrefetchingEmbeddings(Embeddings):
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        return self._runner.explain_miss(self._key(text), text)
+        return misses.explain(self._prefetcher.key(text), text, self._prefetcher)
 
     # --- LangChain -----------------------------------------------------------------------------
 
@@ -264,37 +258,26 @@ class PrefetchingEmbeddings(Embeddings):
             RuntimeError: If the model, while it embeds a text, asks for that text.
         """
         if kwargs:
-            return _own(self._model.embed_query(text, **kwargs))
-        key = self._key(text)
-        flight = self._flights.ready(key, text)
-        if flight is None:
-            return self._runner.get(key, text).copy()
-        if self._reporter.listening:
-            self._reporter.served(text, flight.number, "ready", 0.0)
-        return flight.value.copy()
+            return own(self._model.embed_query(text, **kwargs))
+        return list(self._prefetcher.get(text))
 
     async def aembed_query(self, text: str, **kwargs: Any) -> list[float]:
         """Return the vector of a query, as `embed_query` does, by the model's async method.
 
-        Cancelling the caller leaves the work, and everybody else who waits for it, alone.
+        Cancelling the caller leaves everybody else who waits for it alone, and the work, too, if a
+        prefetch asked for it. What nobody else wants is cancelled, and holds no connection.
         """
         if kwargs:
-            return _own(await self._model.aembed_query(text, **kwargs))
-        key = self._key(text)
-        flight = self._flights.ready(key, text)
-        if flight is None:
-            return (await self._runner.aget(key, text)).copy()
-        if self._reporter.listening:
-            self._reporter.served(text, flight.number, "ready", 0.0)
-        return flight.value.copy()
+            return own(await self._model.aembed_query(text, **kwargs))
+        return list(await self._prefetcher.aget(text))
 
     def embed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
         """Pass documents straight through to the model."""
-        return [_own(vector) for vector in self._model.embed_documents(texts, **kwargs)]
+        return [own(vector) for vector in self._model.embed_documents(texts, **kwargs)]
 
     async def aembed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
         """Pass documents straight through to the model's async method."""
-        return [_own(vector) for vector in await self._model.aembed_documents(texts, **kwargs)]
+        return [own(vector) for vector in await self._model.aembed_documents(texts, **kwargs)]
 
     # --- Housekeeping --------------------------------------------------------------------------
 
@@ -329,22 +312,22 @@ class PrefetchingEmbeddings(Embeddings):
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        return self._runner.forget(self._key(text))
+        return self._prefetcher.forget(text)
 
     def clear(self) -> None:
         """Drop everything that is kept or under way, as `forget` does."""
-        self._runner.clear()
+        self._prefetcher.clear()
 
     def stats(self) -> PrefetchStats:
         """Return one consistent snapshot of the counters. Queries with `kwargs` do not count."""
-        return self._flights.stats()
+        return self._prefetcher.stats()
 
     def close(self) -> None:
         """Stop prefetching. Does not wait for calls that are running.
 
         Who waits for a prefetch calls the model instead. Queries work on, with nothing kept.
         """
-        self._runner.close()
+        self._prefetcher.close()
 
     def __enter__(self) -> Self:
         return self
@@ -360,39 +343,5 @@ class PrefetchingEmbeddings(Embeddings):
 
     # --- Behind the curtain --------------------------------------------------------------------
 
-    def _key(self, text: str) -> Hashable:
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, not {type(text).__name__}")
-        if self._match is None:
-            return text
-        key = self._match(text)
-        hash(key)  # raises here what it would raise amid the map's steps
-        return key
-
-    def _load(self, text: str) -> list[float]:
-        return _own(self._model.embed_query(text))
-
-    async def _aload(self, text: str) -> list[float]:
-        return _own(await self._model.aembed_query(text))
-
-    def _load_many(self, texts: list[str]) -> list[list[float]]:
-        return [_own(vector) for vector in self._model.embed_documents(texts)]
-
-
-def _own(vector: Any) -> list[float]:
-    """Return a list that nobody else holds: the model may keep, and reuse, what it returned."""
-    if hasattr(vector, "tolist"):  # of an array's own floats, Python's
-        return list(vector.tolist())
-    return list(vector)
-
-
-def _embeds_on_loops(model: object) -> bool:
-    """Tell whether a model, and all that it wraps, has an async side of its own, and no thread's.
-
-    LangChain's default `aembed_query` is a thread of the loop's default executor.
-    """
-    method = getattr(type(model), "aembed_query", None)
-    if method is Embeddings.aembed_query or not hasattr(model, "aembed_query"):
-        return False
-    inner = getattr(model, "underlying_embeddings", None)
-    return not isinstance(inner, Embeddings) or _embeds_on_loops(inner)
+    def _on_missed(self, key: Hashable, text: str) -> None:
+        misses.log_at_debug(key, text, self._prefetcher)

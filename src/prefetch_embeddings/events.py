@@ -1,18 +1,9 @@
-"""What listeners and the log are told: facts about flights and queries, never a text."""
+"""What listeners are told: facts about flights and queries, never a text."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import logging
-import secrets
-from asyncio import CancelledError
-from typing import TYPE_CHECKING, Final, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-logger: Final = logging.getLogger("prefetch_embeddings")
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,109 +110,3 @@ class QueryFailed(PrefetchEvent):
     flight: int
     error: str
     seconds: float
-
-
-_KEY: Final = secrets.token_bytes(16)
-"""Of this process and its forked children; nobody can try out which text has a digest."""
-
-
-def digest(text: str) -> str:
-    """Return eight hexadecimal digits that stand for `text` in this process' logs and events."""
-    encoded = text.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(encoded, digest_size=4, key=_KEY).hexdigest()
-
-
-class Reporter:
-    """Tells the log and listeners. Call it with no lock held: a listener may do anything."""
-
-    def __init__(self, listener: Callable[[PrefetchEvent], None] | None) -> None:
-        # Never changed in place: others may be going through it.
-        self._listeners: tuple[Callable[[PrefetchEvent], None], ...] = (
-            () if listener is None else (listener,)
-        )
-
-    def add_listener(self, listener: Callable[[PrefetchEvent], None]) -> None:
-        """Have one more listener told from now on. What it raises keeps no other from hearing."""
-        self._listeners = (*self._listeners, listener)
-
-    @property
-    def listening(self) -> bool:
-        """Whether anybody listens; lets hot paths skip making an event."""
-        return bool(self._listeners)
-
-    def started(self, text: str, flight: int) -> None:
-        """Tell that a prefetch has started a flight."""
-        if self._listeners:
-            self.tell(PrefetchStarted(digest(text), len(text), flight))
-
-    def hedged(self, text: str, flight: int) -> None:
-        """Tell that a flight has got a second call."""
-        if self._listeners:
-            self.tell(HedgeStarted(digest(text), len(text), flight))
-
-    def succeeded(self, text: str, flight: int, seconds: float, attempt: int) -> None:
-        """Tell that a prefetched vector is there."""
-        if not self._listeners and not logger.isEnabledFor(logging.DEBUG):
-            return
-        event = PrefetchSucceeded(digest(text), len(text), flight, seconds, attempt)
-        logger.debug(
-            "text %s (%d characters) ready %.3f s after its prefetch",
-            event.text_digest,
-            event.text_length,
-            seconds,
-        )
-        self.tell(event)
-
-    def failed(
-        self, text: str, flight: int, error: BaseException, attempt: int, *, will_retry: bool
-    ) -> None:
-        """Tell that an attempt in the background failed."""
-        event = PrefetchFailed(
-            digest(text), len(text), flight, type(error).__name__, attempt, will_retry
-        )
-        # Cancellation is how loops end and wrappers close: nothing for an operator to look into.
-        level = logging.WARNING if isinstance(error, Exception) else logging.DEBUG
-        logger.log(
-            level,
-            "prefetch of text %s (%d characters) failed: %s, attempt %d%s",
-            event.text_digest,
-            event.text_length,
-            event.error,
-            attempt,
-            ", will retry" if will_retry else "",
-        )
-        self.tell(event)
-
-    def dropped(self, text: str) -> None:
-        """Tell that a prefetch was refused."""
-        if self._listeners:
-            self.tell(PrefetchDropped(digest(text), len(text)))
-
-    def served(
-        self,
-        text: str,
-        flight: int,
-        how: Literal["ready", "joined", "claimed", "missed"],
-        seconds: float,
-        *,
-        recovered: bool = False,
-    ) -> None:
-        """Tell that a query has its vector."""
-        if self._listeners:
-            self.tell(QueryServed(digest(text), len(text), flight, how, seconds, recovered))
-
-    def query_failed(self, text: str, flight: int, error: BaseException, seconds: float) -> None:
-        """Tell that a query ended in an error."""
-        if self._listeners:
-            self.tell(QueryFailed(digest(text), len(text), flight, type(error).__name__, seconds))
-
-    def tell(self, event: PrefetchEvent) -> None:
-        """Hand `event` to the listeners; what they raise is logged and goes no further."""
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except (Exception, CancelledError) as error:  # noqa: BLE001 - it must not harm a query
-                # The class alone: a chained message could quote the text.
-                logger.error(  # noqa: TRY400
-                    "on_event raised %s on %s", type(error).__name__, type(event).__name__
-                )

@@ -11,13 +11,13 @@ import enum
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from prefetch_embeddings.events import digest, logger
 from prefetch_embeddings.matching import match_spoken
+from prefetch_embeddings.reporting import digest, logger
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from prefetch_embeddings._flights.map import FlightMap
+    from prefetch_embeddings._flights.prefetcher import Prefetcher
 
 LEAST_SIMILARITY: Final = 0.2
 """Below it, two texts have no more in common than any two questions about one subject."""
@@ -66,17 +66,17 @@ class Miss:
     seconds: float = 0.0
 
 
-def explain(key: Hashable, text: str, flights: FlightMap[Any]) -> Miss | None:
+def explain(key: Hashable, text: str, prefetches: Prefetcher[Any]) -> Miss | None:
     """Tell why a query for `text` found no flight.
 
     Returns:
         The reason, with the nearest prefetch, the latest of several equally near ones. None if a
         prefetch is there for the query to use.
     """
-    unused = flights.unused(key)
+    unused = prefetches.unused(key)
     if unused is None:
         return None
-    now = flights.clock()
+    now = prefetches.clock()
     query = _Looks(text)
     miss = Miss(digest(text), len(text), MissReason.NEVER_PREFETCHED)
     nearness = (_NEARNESS[miss.reason], 0.0)
@@ -99,11 +99,11 @@ def explain(key: Hashable, text: str, flights: FlightMap[Any]) -> Miss | None:
     return miss
 
 
-def log_at_debug(key: Hashable, text: str, flights: FlightMap[Any]) -> None:
+def log_at_debug(key: Hashable, text: str, prefetches: Prefetcher[Any]) -> None:
     """Log why a query missed, if the log takes DEBUG records; else do nothing."""
     if not logger.isEnabledFor(logging.DEBUG):
         return
-    miss = explain(key, text, flights)
+    miss = explain(key, text, prefetches)
     if miss is None:
         return
     if miss.reason is MissReason.NEVER_PREFETCHED:

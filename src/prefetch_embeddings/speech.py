@@ -6,16 +6,17 @@ import contextvars
 import dataclasses
 import math
 import threading
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from prefetch_embeddings._background import forks
-from prefetch_embeddings._flights.map import PrefetchOutcome
-from prefetch_embeddings.events import logger
+from prefetch_embeddings._flights.flight import PrefetchOutcome
+from prefetch_embeddings.reporting import logger
 from prefetch_embeddings.stats import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from prefetch_embeddings._flights.flight import Ticket
     from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 
 ROUNDING_SECONDS: Final = 1e-6
@@ -127,9 +128,8 @@ class UtterancePrefetcher:
         self.debounce: Final = debounce
         self.min_words: Final = min_words
         self.max_calls: Final = max_calls
-        self._embeddings: Final = embeddings
-        self._key: Final = embeddings._key  # noqa: SLF001 - of this package
-        self._runner: Final = embeddings._runner  # noqa: SLF001 - of this package
+        self._prefetcher: Final = embeddings.prefetcher
+        self._key: Final = self._prefetcher.key
         forks.register(self)
         self.reset_after_fork()
 
@@ -190,7 +190,7 @@ class UtterancePrefetcher:
             return
         partial = _Transcript(key, text)
         if len(text.split()) >= self.min_words:
-            partial.due = self._runner.clock() + self.debounce
+            partial.due = self._prefetcher.clock() + self.debounce
             partial.context = contextvars.copy_context()
         with self._lock:
             utterance = self._utterance = self._utterance or _Utterance()
@@ -226,13 +226,12 @@ class UtterancePrefetcher:
             superseded = utterance.supersede(None, final=final)
         if superseded is not None:
             self._withdraw(utterance, superseded)
-        came_at = self._runner.clock()
-        outcome = self._embeddings.prefetch(text)
-        number = self._runner.number_of(key)
+        came_at = self._prefetcher.clock()
+        outcome, ticket = self._prefetcher.ask(text)
         with self._lock:
             if outcome is PrefetchOutcome.STARTED:
                 self._count_call(utterance, key)
-            utterance.note_ask(key, number, outcome)
+            utterance.note_ask(key, ticket)
             asked_at = utterance.asked_at.get(key)
             if asked_at is not None and outcome in _UNDER_WAY:
                 utterance.hit = True
@@ -267,7 +266,7 @@ class UtterancePrefetcher:
     # --- Behind the curtain --------------------------------------------------------------------
 
     def _call_later(self, seconds: float) -> None:
-        if not self._runner.call_later(seconds, self._wake):
+        if not self._prefetcher.call_later(seconds, self._wake):
             with self._lock:
                 self._will_wake = False  # so that the next partial transcript tries again
 
@@ -283,7 +282,7 @@ class UtterancePrefetcher:
             if utterance is None or partial is None or partial.due is None:
                 self._will_wake = False
                 return
-            left = partial.due - self._runner.clock()
+            left = partial.due - self._prefetcher.clock()
             self._will_wake = left > ROUNDING_SECONDS
         if left > ROUNDING_SECONDS:
             self._call_later(left - ROUNDING_SECONDS / 2)
@@ -302,19 +301,18 @@ class UtterancePrefetcher:
             ):
                 return
             self._count_call(utterance, partial.key)  # before others ask whether one is left
-            utterance.asked_at.setdefault(partial.key, self._runner.clock())
+            utterance.asked_at.setdefault(partial.key, self._prefetcher.clock())
         try:
-            outcome = context.run(self._embeddings.prefetch, partial.text)
+            outcome, ticket = context.run(self._prefetcher.ask, partial.text)
         except Exception as error:  # noqa: BLE001 - the timer's thread must live
             logger.error("prefetch raised %s", type(error).__name__)  # not its message
-            outcome = PrefetchOutcome.DROPPED
-        number = self._runner.number_of(partial.key)
+            outcome, ticket = PrefetchOutcome.DROPPED, None
         with self._lock:
             if outcome is not PrefetchOutcome.STARTED:
                 self._uncount_call(utterance, partial.key)
             if outcome is PrefetchOutcome.DROPPED:
                 utterance.asked_at.pop(partial.key, None)
-            utterance.note_ask(partial.key, number, outcome)
+            utterance.note_ask(partial.key, ticket)
             withdraw = utterance.is_past(partial)
         if withdraw:  # superseded meanwhile, by somebody who could not know that it had started
             self._withdraw(utterance, partial)
@@ -323,12 +321,13 @@ class UtterancePrefetcher:
         """Take back a call of ours if it is still queued and nobody else counts on it."""
         key = transcript.key
         with self._lock:
-            mine = utterance.started.get(key)
-        if mine is None or not self._runner.withdraw(key, *mine):
+            mine = utterance.tickets.pop(key, [])
+        withdrawn = [self._prefetcher.take_back(ticket) for ticket in mine]
+        if not any(withdrawn):
             return
         with self._lock:
-            if utterance.started.get(key) == mine:
-                del utterance.started[key]
+            if key not in utterance.calls:
+                return
             self._uncount_call(utterance, key)
             utterance.asked_at.pop(key, None)
             utterance.withdrawn += 1
@@ -387,8 +386,7 @@ class _Utterance:
         self.final: _Transcript | None = None
         self.ended = False
         self.calls: list[Hashable] = []  # the keys of calls started, or about to be
-        # By key, of the flights that were started for it: the number, and how often it asked.
-        self.started: dict[Hashable, tuple[int, int]] = {}
+        self.tickets: dict[Hashable, list[Ticket[Any]]] = {}  # by key, of all that it asked for
         self.asked_at: dict[Hashable, float] = {}  # by key, when a partial one was prefetched
         self.withdrawn = 0
         self.hit = False
@@ -405,13 +403,10 @@ class _Utterance:
         old, self.standing, self.final = self.standing, by, final
         return old if old is not None and self.is_past(old) else None
 
-    def note_ask(self, key: Hashable, number: int | None, outcome: PrefetchOutcome) -> None:
-        """Note what became of a prefetch, for when it is to be taken back."""
-        started, asks = self.started.get(key, (None, 0))
-        if outcome is PrefetchOutcome.STARTED and number is not None:
-            self.started[key] = number, 1
-        elif outcome is PrefetchOutcome.IN_FLIGHT and number is not None and number == started:
-            self.started[key] = number, asks + 1
+    def note_ask(self, key: Hashable, ticket: Ticket[Any] | None) -> None:
+        """Keep a ticket, for when its ask is to be taken back."""
+        if ticket is not None:
+            self.tickets.setdefault(key, []).append(ticket)
 
     def is_past(self, partial: _Transcript) -> bool:
         """Whether a newer text has taken the place of a partial transcript's."""

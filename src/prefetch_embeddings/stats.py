@@ -1,17 +1,9 @@
-"""Counters of what prefetching did, and the snapshots that users read."""
+"""Counts that users read: snapshots, two of which subtract."""
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-from collections import deque
-from typing import Final, Self
-
-DURATIONS_KEPT: Final = 1024
-"""How many recent durations an estimate rests on."""
-
-UNKNOWN_DURATION: Final = 0.7
-"""Seconds assumed before anything was measured: the middle of 0.39-1.16 s, what bots' logs show."""
+from typing import Self
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,6 +58,7 @@ class PrefetchStats(Snapshot):
         hidden_seconds: Embedding time that no query waited for, over flights that a prefetch
             started, at the first query served.
         exposed_seconds: What queries waited, joining a flight or running it themselves.
+        overdue_calls: Second and third calls made beside one that was overdue.
     """
 
     prefetch_started: int = 0
@@ -89,83 +82,4 @@ class PrefetchStats(Snapshot):
     hedge_denied: int = 0
     hidden_seconds: float = 0.0
     exposed_seconds: float = 0.0
-
-
-class Counters:
-    """The running counts behind `PrefetchStats`; whoever owns them holds the lock."""
-
-    __slots__ = tuple(field.name for field in dataclasses.fields(PrefetchStats))
-
-    prefetch_started: int
-    prefetch_deduplicated: int
-    prefetch_dropped: int
-    prefetch_succeeded: int
-    prefetch_failed: int
-    prefetch_withdrawn: int
-    prefetch_retried: int
-    prefetch_used: int
-    prefetch_wasted: int
-    query_ready: int
-    query_joined: int
-    query_claimed: int
-    query_missed: int
-    query_recovered: int
-    query_failed: int
-    query_matched: int
-    hedge_started: int
-    hedge_won: int
-    hedge_denied: int
-    hidden_seconds: float
-    exposed_seconds: float
-
-    def __init__(self) -> None:
-        for field in dataclasses.fields(PrefetchStats):
-            setattr(self, field.name, field.default)
-
-    def snapshot(self) -> PrefetchStats:
-        """Return the counts as they stand."""
-        return PrefetchStats(*(getattr(self, name) for name in self.__slots__))
-
-
-class RecentDurations:
-    """The last durations of successful calls, in seconds; whoever owns them holds the lock."""
-
-    def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=DURATIONS_KEPT)
-        self._ordered: list[float] = []
-        self._added = 0  # since they were put in order
-
-    def add(self, seconds: float) -> None:
-        """Remember one more duration."""
-        self._seconds.append(seconds)
-        self._added += 1
-
-    def __len__(self) -> int:
-        """Return how many are remembered."""
-        return len(self._seconds)
-
-    def quantile(self, q: float) -> float:
-        """Return the `q`-quantile in seconds; there must be durations."""
-        ordered = self._in_order()
-        return ordered[min(len(ordered) - 1, int(len(ordered) * q))]
-
-    def remaining(self, elapsed: float) -> float:
-        """Return the median time left, in seconds, of a call that has run for `elapsed` seconds.
-
-        Only calls that lasted longer than `elapsed` tell something about it. Where none did, it is
-        a straggler, and the best guess is that it lasts as long again.
-        """
-        ordered = self._in_order()
-        if not ordered:
-            return max(0.0, UNKNOWN_DURATION - elapsed)
-        first_longer = bisect.bisect_right(ordered, elapsed)
-        if first_longer == len(ordered):
-            return elapsed
-        return ordered[(first_longer + len(ordered)) // 2] - elapsed
-
-    def _in_order(self) -> list[float]:
-        """Return them sorted, but for the last few of many: sorting is not for every query."""
-        if self._added * 32 > len(self._ordered):
-            self._ordered = sorted(self._seconds)
-            self._added = 0
-        return self._ordered
+    overdue_calls: int = 0

@@ -21,18 +21,19 @@ import heapq
 import itertools
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.embeddings import Embeddings
 
-from prefetch_embeddings._background.pool import WorkerPool
-from prefetch_embeddings._flights.map import State
+from prefetch_embeddings._background import Background
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Mapping
+
+    from prefetch_embeddings._background.pool import Source
 
 T = TypeVar("T")
 
@@ -251,32 +252,31 @@ class ManualTime:
 
 
 class ManualExecutor:
-    """Queues what is to run in the background, and runs it when told, in the calling thread."""
+    """Holds back what is to run in the background, and runs it when told, in the calling thread.
 
-    def __init__(self) -> None:
-        self._jobs: OrderedDict[Hashable, Callable[[Any], None]] = OrderedDict()
+    Args:
+        source: Where it takes its jobs from.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
         self.refusing = False
         """Set to refuse what comes, as a pool does that can start no thread."""
 
     def __len__(self) -> int:
         """Return how many jobs are queued."""
-        return len(self._jobs)
+        return len(self._source)
 
-    def submit(self, job: Hashable, run: Callable[[Any], None]) -> bool:
-        """Queue a job."""
-        if self.refusing:
-            return False
-        self._jobs[job] = run
-        return True
+    def wake(self) -> bool:
+        """Do nothing yet; False if it never will."""
+        return not self.refusing
 
     def run_next(self) -> bool:
         """Run the oldest job; False if there is none."""
-        try:
-            job, run = self._jobs.popitem(last=False)
-        except KeyError:
-            return False
-        run(job)
-        return True
+        job = self._source.take()
+        if job is not None:
+            job()
+        return job is not None
 
     def run_all(self) -> int:
         """Run jobs until there are none; return how many."""
@@ -285,18 +285,16 @@ class ManualExecutor:
             ran += 1
         return ran
 
-    def withdraw(self, job: Hashable) -> None:
-        """Forget a queued job."""
-        self._jobs.pop(job, None)
-
     def close(self) -> None:
-        """Drop what is queued and refuse what comes."""
+        """Refuse what comes."""
         self.refusing = True
-        self._jobs.clear()
+
+    def join(self, timeout: float) -> bool:  # noqa: ARG002 - there are no threads
+        """Return True: nothing runs but in the test's own calls."""
+        return True
 
     def reset_after_fork(self) -> None:
-        """Start anew in a forked child."""
-        self._jobs.clear()
+        """Do nothing: it has no threads that could be missing in a forked child."""
 
 
 class ManualPrefetchingEmbeddings(PrefetchingEmbeddings):
@@ -306,22 +304,22 @@ class ManualPrefetchingEmbeddings(PrefetchingEmbeddings):
 
     Attributes:
         executor: Where prefetches queue until the test runs them.
-        time: The clock that the time to live goes by, and the pauses between attempts.
+        time: The clock that the time to live goes by, the pauses between attempts, and when a
+            call is overdue.
     """
 
+    executor: ManualExecutor
+
     def __init__(self, underlying_embeddings: Embeddings, **options: Any) -> None:
-        self.executor = ManualExecutor()
         self.time = ManualTime()
         super().__init__(underlying_embeddings, **options)
 
-    def _clock(self) -> ManualTime:
-        return self.time
+    def _background(self) -> Background:
+        return Background(self.time, self.time, self._make_executor)
 
-    def _executor(self, max_workers: int) -> ManualExecutor:  # noqa: ARG002 - there are no threads
+    def _make_executor(self, source: Source, max_workers: int) -> ManualExecutor:  # noqa: ARG002
+        self.executor = ManualExecutor(source)
         return self.executor
-
-    def _scheduler(self) -> ManualTime:
-        return self.time
 
 
 def assert_no_leaks(embeddings: PrefetchingEmbeddings) -> None:
@@ -333,28 +331,8 @@ def assert_no_leaks(embeddings: PrefetchingEmbeddings) -> None:
     Raises:
         AssertionError: If something leaked.
     """
-    flights = embeddings._flights
-    stats = embeddings.stats()
-    with flights._lock:
-        held = list(flights._by_key.items())
-        ready = dict(flights._ready.items())
-        unfinished = [f for _, f in held if not f.ended] + list(flights._detached)
-        places = len(flights._queued) + len(flights._on_loops)
-        unused = sum(f.by_prefetch and not f.served for f in ready.values())
-        still_waited_for = sum(f.waiters for _, f in held)
-        pending = sum(f.future is not None and not f.future.done() for _, f in held)
-    assert not unfinished, f"{len(unfinished)} flights are still under way"
-    assert not places, f"{places} places in the queue are taken by nobody"
-    assert not still_waited_for, f"{still_waited_for} waits never ended"
-    assert not pending, f"{pending} futures are pending"
-    assert dict(held) == ready, "the map and the ready flights differ"
-    assert all(f.state is State.DONE and f.held for f in ready.values())
-    assert stats.prefetch_started == (
-        stats.prefetch_succeeded + stats.prefetch_failed + stats.prefetch_withdrawn
-    ), f"prefetches do not add up: {stats}"
-    assert stats.prefetch_succeeded == (stats.prefetch_used + stats.prefetch_wasted + unused), (
-        f"uses do not add up: {stats} with {unused} unused"
-    )
-    for executor in (embeddings._runner._executor, embeddings._runner._aside):
-        if flights.closed and isinstance(executor, WorkerPool):
-            assert executor.join(PATIENCE), "worker threads outlive their pool"
+    prefetcher = embeddings.prefetcher
+    if prefetcher.closed:
+        assert prefetcher.join(PATIENCE), "worker threads outlive their pool"
+    leaks = prefetcher.leaks()
+    assert not leaks, "; ".join(leaks)

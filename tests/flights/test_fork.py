@@ -179,16 +179,15 @@ def test_a_child_retries_by_a_timer_of_its_own(wrap: Wrap, model: LockFreeEmbedd
     assert embeddings.embed_query("in the parent") == model.vector("in the parent")
 
 
-@pytest.mark.parametrize("which", ["map", "pool", "timer", "waits"])
+@pytest.mark.parametrize("which", ["map", "timer", "waits"])
 def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child(
     wrap: Wrap, model: LockFreeEmbeddings, which: str
 ) -> None:
     embeddings = wrap(model)
-    runner: Any = embeddings._runner
+    timer: Any = embeddings.prefetcher._scheduler
     lock = {
-        "map": embeddings._flights._lock,
-        "pool": runner._executor._lock,
-        "timer": runner._scheduler._changed,
+        "map": embeddings.prefetcher.steps.lock,
+        "timer": timer._running,
         "waits": waits._lock,
     }[which]
     held, release = threading.Event(), threading.Event()

@@ -1,4 +1,12 @@
-"""The bounded pool of prefetch threads: runs jobs in order, and gives queued ones back."""
+"""Pools of daemon threads: each thread takes jobs while there are any, sleeps, and ends when idle.
+
+They are our own because `ThreadPoolExecutor` keeps the interpreter alive until its whole queue has
+run, and hangs in a forked child.
+
+No lock: every shared structure is a deque, a set or a `SimpleQueue`, each changed by single steps
+that are atomic by themselves. So a pool may be called from anywhere, also by a finaliser or a
+signal handler that interrupts a call of the pool in the same thread.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +14,24 @@ import queue
 import sys
 import threading
 import time
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+
+from prefetch_embeddings._background import forks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable
+
+    Job: TypeAlias = Callable[[], None]
+    Bell: TypeAlias = queue.SimpleQueue[None]
 
 IDLE_SECONDS: Final = 30.0
 """After so long without work a thread ends, so that a forgotten pool leaves nothing behind."""
+
+RINGING_SECONDS: Final = 1.0
+"""How long a thread waits for a ring that is on its way. It comes at once, unless a signal handler
+has thrown its sender out between two steps."""
 
 
 def start(thread: threading.Thread) -> None:
@@ -28,98 +46,93 @@ def start(thread: threading.Thread) -> None:
     thread.start()
 
 
+class Source(Protocol):
+    """Where threads take their jobs from."""
+
+    def take(self) -> Job | None:
+        """Return the next job, which is the caller's to run; None if there is none."""
+
+    def __len__(self) -> int:
+        """Return how many jobs wait."""
+
+
 class Executor(Protocol):
-    """What runs jobs in the background. `WorkerPool` does; tests bring others."""
+    """What runs the jobs of a source in the background. `WorkerPool` does; tests bring others."""
 
-    def submit(self, job: Hashable, run: Callable[[Any], None]) -> bool:
-        """Have `run(job)` called soon, elsewhere. Never blocks. False: refused."""
-
-    def withdraw(self, job: Hashable) -> None:
-        """Forget `job` if it is still queued."""
+    def wake(self) -> bool:
+        """Have the source looked at soon, elsewhere. Never blocks. False: nobody ever will."""
 
     def close(self) -> None:
-        """Take nothing more. Does not wait."""
+        """Start nothing more. Does not wait."""
+
+    def join(self, timeout: float) -> bool:
+        """Wait, `timeout` seconds at the most, until nothing runs any more; True if so."""
 
     def reset_after_fork(self) -> None:
         """Start anew in a forked child, where none of the threads exist."""
 
 
 class WorkerPool:
-    """Up to `max_workers` daemon threads, started as needed; None: no job waits for another.
+    """Up to `max_workers` daemon threads that take jobs from a source; None for no limit.
 
-    Daemon threads, and a queue of its own, because `ThreadPoolExecutor` keeps the interpreter
-    alive until its whole queue has run, and hangs in a forked child.
-
-    Invariant: a thread that found the queue empty has counted itself in `_idle` under the same
-    lock; `submit` takes one off `_idle` for each token it puts into `_wakeups`. So threads that
-    wait = `_idle` + tokens on their way, and no job stays queued while a thread sleeps.
+    Invariant: no job waits while a thread sleeps. A thread that found nothing to do first puts its
+    bell among the idle ones, and then looks once more; whoever adds a job does so before `wake`
+    looks for a bell. One of the two sees the other.
     """
 
-    def __init__(self, max_workers: int | None, *, name: str = "prefetch-embeddings") -> None:
-        self._max_workers = max_workers
-        self._name = name
-        self.reset_after_fork()
+    def __init__(
+        self, source: Source, max_workers: int | None, *, name: str = "prefetch-embeddings"
+    ) -> None:
+        self._source: Final = source
+        self._max_workers: Final = max_workers
+        self._name: Final = name
+        self._start_anew()
+        forks.register(self)
 
     def reset_after_fork(self) -> None:
         """Start anew: in a forked child none of the threads exist."""
-        self._lock = threading.Lock()
-        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
-        # Guarded by _lock:
-        self._jobs: OrderedDict[Hashable, Callable[[Any], None]] = OrderedDict()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._idle: deque[Bell] = deque()  # one bell for each thread that sleeps
         self._threads: set[threading.Thread] = set()
-        self._idle = 0
+        # One for each thread that may still be started:
+        self._permits = None if self._max_workers is None else deque(range(self._max_workers))
         self._closed = False
 
-    def submit(self, job: Hashable, run: Callable[[Any], None]) -> bool:
-        """Have `run(job)` called in a worker thread, after the jobs that were there before.
+    def wake(self) -> bool:
+        """Have a thread look at the source: one that sleeps, a new one, or the next to be free.
 
         Returns:
-            False if nothing will run it: the pool is closed, or no thread can be started.
+            False if none ever will: the pool is closed, or no thread can be started.
         """
-        with self._lock:
-            if self._closed:
-                return False
-            self._jobs[job] = run
-            wake = self._idle > 0
-            if wake:
-                self._idle -= 1
-            elif self._full():
-                return True  # all are busy; the next to finish looks into the queue
-        if wake:
-            self._wakeups.put(None)
+        if self._closed:
+            return False
+        with suppress(IndexError):
+            self._idle.pop().put(None)
             return True
-        return self._start_thread(job)
-
-    def _start_thread(self, job: Hashable) -> bool:
+        if self._permits is not None:
+            try:
+                self._permits.pop()
+            except IndexError:
+                return True  # all are busy, and each looks at the source before it sleeps
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-        with self._lock:
-            if self._full():
-                return True
-            self._threads.add(thread)
+        self._threads.add(thread)
         try:
             start(thread)
-        except RuntimeError:
-            with self._lock:
-                self._threads.discard(thread)
-                if not self._threads or self._max_workers is None:
-                    return self._jobs.pop(job, None) is None  # gone: another thread has taken it
+        except BaseException as error:
+            self._gone(thread)
+            if not isinstance(error, RuntimeError):
+                raise
+            return self._max_workers is not None and bool(self._threads)
         return True
 
-    def _full(self) -> bool:
-        return self._max_workers is not None and len(self._threads) >= self._max_workers
-
-    def withdraw(self, job: Hashable) -> None:
-        """Forget `job` if it is still queued."""
-        with self._lock:
-            self._jobs.pop(job, None)
-
     def close(self) -> None:
-        """Take nothing more, and let the threads end after what is queued. Does not wait."""
-        with self._lock:
-            self._closed = True
-            tokens, self._idle = self._idle, 0
-        for _ in range(tokens):
-            self._wakeups.put(None)
+        """Start nothing more, and let the threads end after what waits. Does not wait."""
+        self._closed = True
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().put(None)
 
     def join(self, timeout: float) -> bool:
         """Wait, `timeout` seconds at the most, until no thread is left; True if so."""
@@ -131,34 +144,84 @@ class WorkerPool:
         return True
 
     def _work(self) -> None:
-        lock = self._lock
-        while (
-            self._lock is lock
-        ):  # else a job has forked, and this is the child, and its last thread
-            with lock:
-                if self._jobs:
-                    job, run = self._jobs.popitem(last=False)
-                elif self._closed:
-                    self._threads.discard(threading.current_thread())
-                    return
-                else:
-                    self._idle += 1
-                    run = None
-            if run is not None:
-                run(job)
-                del job, run  # a parked thread keeps nothing alive
-            elif not self._park():
-                return
-
-    def _park(self) -> bool:
-        """Wait for a token; False when none came for so long that the thread should end."""
+        idle = self._idle
+        bell: Bell = queue.SimpleQueue()
         try:
-            self._wakeups.get(timeout=IDLE_SECONDS)
+            while True:
+                while (job := self._source.take()) is not None:
+                    job()
+                    del job  # a sleeping thread keeps nothing alive
+                    if self._idle is not idle:
+                        return  # the job has forked: this is the child, and its only thread
+                if not self._sleep(bell):
+                    return
+        finally:
+            if self._idle is idle:
+                self._gone(threading.current_thread())
+                if len(self._source) and not self._closed:
+                    self.wake()  # whoever added it may have counted on this thread
+
+    def _sleep(self, bell: Bell) -> bool:
+        """Sleep until the bell rings; False when the thread should end instead."""
+        self._idle.append(bell)
+        if (len(self._source) or self._closed) and self._put_away(bell):
+            return len(self._source) > 0
+        try:
+            bell.get(timeout=IDLE_SECONDS)
         except queue.Empty:
-            with self._lock:
-                if self._idle:
-                    self._idle -= 1
-                    self._threads.discard(threading.current_thread())
-                    return False
-            self._wakeups.get()  # a submit counted on this thread: its token is on its way
+            if self._put_away(bell):
+                return False
+            with suppress(queue.Empty):  # somebody has it in hand to ring it
+                bell.get(timeout=RINGING_SECONDS)
         return True
+
+    def _put_away(self, bell: Bell) -> bool:
+        """Take a bell from the idle ones; False if somebody else has taken it, to ring it."""
+        try:
+            self._idle.remove(bell)
+        except ValueError:
+            return False
+        return True
+
+    def _gone(self, thread: threading.Thread) -> None:
+        self._threads.discard(thread)
+        if self._permits is not None:
+            self._permits.append(0)
+
+
+class JobPool(WorkerPool):
+    """A pool with a queue of its own. Without a limit of workers no job waits for another."""
+
+    def __init__(self, max_workers: int | None, *, name: str = "prefetch-embeddings") -> None:
+        self._jobs = _Jobs()
+        super().__init__(self._jobs, max_workers, name=name)
+
+    def submit(self, job: Job) -> bool:
+        """Have `job()` called in a thread of the pool, after those that wait already.
+
+        Returns:
+            False if nothing will call it: the pool is closed, or no thread can be started.
+        """
+        self._jobs.append(job)
+        if self.wake():
+            return True
+        try:
+            self._jobs.remove(job)
+        except ValueError:
+            return True  # a thread that was about to end has taken it
+        return False
+
+    def reset_after_fork(self) -> None:
+        """Start anew: what was queued is the parent's to run."""
+        self._jobs.clear()
+        super().reset_after_fork()
+
+
+class _Jobs(deque["Job"]):
+    """Jobs in the order in which they came."""
+
+    def take(self) -> Job | None:
+        try:
+            return self.popleft()
+        except IndexError:
+            return None

@@ -1,12 +1,33 @@
-"""`Hedge`: when a second call is made beside one that takes too long, and how many of them."""
+"""When a call has taken too long, and its flight is due another one beside it.
+
+The one rule of patience: a call is overdue when its age, counted from its own start, is beyond what
+calls usually take. Nobody waits by any other clock.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Final
+import heapq
+import itertools
+import math
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from prefetch_embeddings._flights.flight import Flight
+    from prefetch_embeddings._flights.ledger import Durations
+
+MOST_CALLS: Final = 3
+"""Calls under way for one flight at a time."""
+
+UNMEASURED_LIMIT: Final = 3.0
+"""Seconds after which a call is overdue while too few have been measured."""
+
+LEAST_LIMIT: Final = 1.0
+"""Seconds that a call always has before it is overdue."""
 
 MOST_SAVED: Final = 10.0
-"""Extra calls that a quiet time can save up for a bad one."""
+"""Hedges that a quiet time can save up for a bad one."""
 
 LEAST_DURATIONS: Final = 20
 """Calls that must have been measured before a quantile of them means anything."""
@@ -70,3 +91,90 @@ class Budget:
             return False
         self._tokens -= 1.0
         return True
+
+
+class Patience:
+    """Knows when a flight is due another call. Guarded by the map's lock.
+
+    Flights that somebody waits for stand in a heap, by the time at which they may be due. It holds
+    them weakly: one that has ended keeps nothing alive until that time.
+    """
+
+    def __init__(self, hedge: Hedge | None, durations: Durations) -> None:
+        self._hedge: Final = hedge
+        self._durations: Final = durations
+        self._budget: Final = None if hedge is None else Budget(hedge.budget)
+        self._watched: list[tuple[float, int, weakref.ref[Flight[Any]]]] = []
+        self._order: Final = itertools.count()
+        self.next_look_at = math.inf
+        """When somebody will look for flights that are due."""
+        self.look_is_missing = False
+        """Whether one is due before that. May be read without the lock, by who has watched it."""
+
+    @property
+    def limit(self) -> float:
+        """How old a call is, in seconds, when it is overdue."""
+        if len(self._durations) < LEAST_DURATIONS:
+            return UNMEASURED_LIMIT
+        return max(LEAST_LIMIT, 2 * self._durations.quantile(0.95))
+
+    def overdue_at(self, flight: Flight[Any]) -> float:
+        """Return when the latest call of a running flight is overdue."""
+        return flight.called_at + self.limit
+
+    def due_at(self, flight: Flight[Any]) -> float:
+        """Return when a running flight is due another call: overdue, or by its hedge before."""
+        overdue_at = self.overdue_at(flight)
+        hedged = self._hedge is not None and len(flight.runs) == 1 and not flight.hedge_denied
+        if hedged and (after := self._hedge_after()) is not None:
+            return min(overdue_at, flight.called_at + after)
+        return overdue_at
+
+    def _hedge_after(self) -> float | None:
+        hedge = self._hedge
+        if hedge is None or hedge.quantile is None:
+            return None if hedge is None else hedge.after
+        if len(self._durations) < LEAST_DURATIONS:
+            return None
+        return self._durations.quantile(hedge.quantile)
+
+    def take_hedge(self) -> bool:
+        """Take a hedge from the budget; False if there is none left."""
+        return self._budget is not None and self._budget.take()
+
+    def pay_in(self) -> None:
+        """Note one call, which the budget of hedges grows by."""
+        if self._budget is not None:
+            self._budget.pay_in()
+
+    @property
+    def hedges(self) -> bool:
+        """Whether flights get a second call early."""
+        return self._hedge is not None
+
+    def watch(self, flight: Flight[Any]) -> None:
+        """Have `next_due` return a running flight when it may be due."""
+        if not flight.watched:
+            flight.watched = True
+            at = self.due_at(flight)
+            heapq.heappush(self._watched, (at, next(self._order), weakref.ref(flight)))
+            self.look_is_missing |= at < self.next_look_at
+
+    def next_due(self, now: float) -> Flight[Any] | None:
+        """Take out a flight whose time has come; None if there is none any more."""
+        while self._watched and self._watched[0][0] <= now:
+            flight = heapq.heappop(self._watched)[2]()
+            if flight is not None:
+                flight.watched = False
+                return flight
+        return None
+
+    def plan_look(self) -> float | None:
+        """Return when the next flight may be due, which somebody will look at; None if none is."""
+        self.look_is_missing = False
+        self.next_look_at = self._watched[0][0] if self._watched else math.inf
+        return self._watched[0][0] if self._watched else None
+
+    def cancel_look(self) -> None:
+        """Note that nobody will look at the time that was planned."""
+        self.next_look_at = math.inf

@@ -17,7 +17,7 @@ from prefetch_embeddings._background import forks
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from prefetch_embeddings._flights.map import Flight
+    from prefetch_embeddings._flights.flight import Flight
 
 running: Final[ContextVar[Flight[Any] | None]] = ContextVar(
     "prefetch_embeddings_running", default=None

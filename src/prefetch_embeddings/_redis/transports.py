@@ -25,7 +25,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from prefetch_embeddings._background.pool import WorkerPool
+from prefetch_embeddings._background.pool import JobPool
 from prefetch_embeddings._redis import async_connections, deadline
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class GivenClient:
     def __init__(self, client: Any) -> None:
         self.patience = _patience_of(client)
         self._client = client
-        self._helpers = WorkerPool(MAX_HELPERS, name="prefetch-embeddings-redis")
+        self._helpers = JobPool(MAX_HELPERS, name="prefetch-embeddings-redis")
         self._blocked = threading.Semaphore(MAX_BLOCKED)
 
     def submit(self, commands: Sequence[Command]) -> Future[list[Any]]:
@@ -204,14 +204,14 @@ class GivenClient:
                 raise NotAsked
             replies.add_done_callback(lambda _: self._blocked.release())
 
-        def run(_: object) -> None:
+        def run() -> None:
             if replies.set_running_or_notify_cancel():
                 try:
                     replies.set_result(_execute(self._client, commands))
                 except BaseException as error:  # noqa: BLE001 - it belongs to the waiter
                     replies.set_exception(error)
 
-        if not self._helpers.submit(replies, run):
+        if not self._helpers.submit(run):
             replies.cancel()
             raise NotAsked
         return replies
@@ -228,10 +228,7 @@ class GivenClient:
 
     def withdraw(self, replies: Future[list[Any]]) -> bool:
         """Keep `replies` from beginning; return whether they had not."""
-        if not replies.cancel():
-            return False
-        self._helpers.withdraw(replies)
-        return True
+        return replies.cancel()
 
     def close(self) -> None:
         """Let the helper threads end. The client stays open: it is the user's."""

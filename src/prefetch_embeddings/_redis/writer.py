@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
-from prefetch_embeddings._background.pool import WorkerPool
+from prefetch_embeddings._background.pool import JobPool
 from prefetch_embeddings._redis import codec
 from prefetch_embeddings._redis.recorder import RedisCacheEventKind as Kind
 from prefetch_embeddings._redis.transports import NOT_ASKED
@@ -77,7 +77,7 @@ class Writer:
         self._ttl_milliseconds = ttl_milliseconds
         self._breaker = breaker
         self._recorder = recorder
-        self._thread = WorkerPool(1, name="prefetch-embeddings-redis-writer")
+        self._thread = JobPool(1, name="prefetch-embeddings-redis-writer")
         self._task: asyncio.Task[None] | None = None  # only touched on its event loop
         self._changed = threading.Condition()
         # Guarded by _changed:
@@ -101,7 +101,7 @@ class Writer:
             self._count_dropped([write])
         elif self._transport is None:
             self._start_task()
-        elif start and not self._thread.submit("drain", self._drain):
+        elif start and not self._thread.submit(self._drain):
             # No thread can be started: the interpreter is going down. First the flag, so that
             # nothing comes to wait for nobody.
             with self._changed:
@@ -142,7 +142,7 @@ class Writer:
         self._drop_waiting()
         self._thread.close()
 
-    def _drain(self, _: object) -> None:
+    def _drain(self) -> None:
         assert self._transport is not None  # noqa: S101 - `put` looked
         while batch := self._take(BATCH):
             try:

@@ -74,6 +74,7 @@ FIGURES: Final[dict[type[Stats], tuple[Figure, ...]]] = {
             "hedge_denied": "Second calls that were due, and beyond the budget.",
             "hidden_seconds": "Embedding time that no query waited for.",
             "exposed_seconds": "What queries waited, joining a flight or running it themselves.",
+            "overdue_calls": "Second and third calls made beside one that was overdue.",
         },
     ),
     RedisCacheStats: _figures(
@@ -145,5 +146,5 @@ def tiers_of(embeddings: Tier) -> list[Tier]:
 
 def _is_closed(tier: Tier) -> bool:
     if isinstance(tier, PrefetchingEmbeddings):
-        return tier._flights.closed  # noqa: SLF001 - nobody else needs to know
+        return tier.prefetcher.closed
     return tier._closed  # noqa: SLF001

@@ -106,7 +106,7 @@ def instrument(
     for tier in tiers:
         if isinstance(tier, PrefetchingEmbeddings):
             listener = _Listener(name, exporter, tracer)
-            tier._reporter.add_listener(listener)  # noqa: SLF001 - it was made for this
+            tier.prefetcher.add_listener(listener)
 
 
 class _Exporter:

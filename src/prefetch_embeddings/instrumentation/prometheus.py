@@ -78,7 +78,7 @@ def instrument(
     exporter.sources.add(name, tiers)
     for tier in tiers:
         if isinstance(tier, PrefetchingEmbeddings):
-            tier._reporter.add_listener(_Listener(exporter, name))  # noqa: SLF001 - made for this
+            tier.prefetcher.add_listener(_Listener(exporter, name))
 
 
 class _Exporter:
