@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import misses, warming
 from prefetch_embeddings._background import Background
 from prefetch_embeddings._background.pool import WorkerPool
 from prefetch_embeddings._background.timer import Timer
+from prefetch_embeddings._flights.patience import Hedge
 from prefetch_embeddings._flights.prefetcher import Prefetcher
+from prefetch_embeddings.arguments import (
+    check_count,
+    check_flag,
+    check_function,
+    check_kind,
+    check_model,
+    check_seconds,
+)
 from prefetch_embeddings.matching import key_of
+from prefetch_embeddings.model_sides import aembed_documents, aembed_query
 from prefetch_embeddings.reporting import Reporter
-from prefetch_embeddings.vectors import VectorLoader, own
+from prefetch_embeddings.soundness import SoundVectors
+from prefetch_embeddings.vectors import VectorLoader, in_order, own
+from prefetch_embeddings.wrapping import WrapsAModel, remembers_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from typing import Self
 
+    from langchain_core.embeddings import Embeddings
+
     from prefetch_embeddings._flights.flight import PrefetchOutcome
-    from prefetch_embeddings._flights.patience import Hedge
     from prefetch_embeddings.events import PrefetchEvent
     from prefetch_embeddings.misses import Miss
     from prefetch_embeddings.stats import PrefetchStats
     from prefetch_embeddings.vectors import Vector
 
 
-class PrefetchingEmbeddings(Embeddings):
+class PrefetchingEmbeddings(WrapsAModel):
     """Embeds queries ahead of time, and hands retrievers the pending result.
 
     Call `prefetch` as soon as a question is known. Whoever embeds the same text later, a vector
@@ -51,6 +63,7 @@ class PrefetchingEmbeddings(Embeddings):
         ```
     """
 
+    @remembers_arguments
     def __init__(
         self,
         underlying_embeddings: Embeddings,
@@ -78,26 +91,30 @@ class PrefetchingEmbeddings(Embeddings):
             match: Returns what texts must share to be the same, for instance a normalised form.
                 By default texts are the same if they are equal.
             symmetric: Whether the model embeds queries and documents alike. Then `prefetch_many`
-                makes one call of `embed_documents`.
+                makes one call of `embed_documents`, and `embed_documents` finds what was
+                prefetched, for stores that embed questions with it.
             hedge: When a call that somebody waits for gets a second one beside it; by default
                 never. With it, queries call the model in threads of the wrapper's.
             on_event: Is called with each event, in the thread where it happens, and should be
                 quick. What it raises is logged and ignored.
 
         Raises:
+            TypeError: If an argument is of a wrong type, such as a class or a client in the place
+                of a model.
             ValueError: If a number is out of range.
         """
-        for name, number, least in (
-            ("max_entries", max_entries, 1),
-            ("max_workers", max_workers, 1),
-            ("max_pending", max_pending, 1),
-            ("attempts", attempts, 1),
-        ):
-            if number < least:
-                raise ValueError(f"{name} must be at least {least}, not {number}")
-        if not ttl > 0:
-            raise ValueError(f"ttl must be more than 0 seconds, not {ttl}")
+        check_model("underlying_embeddings", underlying_embeddings)
+        check_seconds("ttl", ttl, endless=True)
+        check_count("max_entries", max_entries)
+        check_count("max_workers", max_workers)
+        check_count("max_pending", max_pending)
+        check_count("attempts", attempts)
+        check_function("match", match)
+        check_flag("symmetric", symmetric)
+        check_kind("hedge", hedge, Hedge, "Hedge(quantile=0.95)")
+        check_function("on_event", on_event)
         self._model = underlying_embeddings
+        self._symmetric = symmetric
         self._prefetcher: Prefetcher[Vector] = Prefetcher(
             VectorLoader(underlying_embeddings, symmetric=symmetric),
             key=partial(key_of, match),
@@ -109,6 +126,7 @@ class PrefetchingEmbeddings(Embeddings):
             hedge=hedge,
             background=self._background(),
             reporter=Reporter(on_event),
+            sound=SoundVectors().accept,
             on_missed=self._on_missed,
         )
 
@@ -120,11 +138,6 @@ class PrefetchingEmbeddings(Embeddings):
     def prefetcher(self) -> Prefetcher[Vector]:
         """The core, for what stands beside: `UtterancePrefetcher`, instrumentation, tests."""
         return self._prefetcher
-
-    @property
-    def underlying_embeddings(self) -> Embeddings:
-        """The wrapped model."""
-        return self._model
 
     # --- Prefetching ---------------------------------------------------------------------------
 
@@ -268,16 +281,51 @@ class PrefetchingEmbeddings(Embeddings):
         prefetch asked for it. What nobody else wants is cancelled, and holds no connection.
         """
         if kwargs:
-            return own(await self._model.aembed_query(text, **kwargs))
+            return own(await aembed_query(self._model, text, **kwargs))
         return list(await self._prefetcher.aget(text))
 
     def embed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
-        """Pass documents straight through to the model."""
-        return [own(vector) for vector in self._model.embed_documents(texts, **kwargs)]
+        """Return the vectors of documents, from the model.
+
+        If the model is `symmetric`, texts that were prefetched are taken from there, ready or
+        under way, and the model gets the others, in one call: some stores embed the question of a
+        search as a document.
+
+        Args:
+            texts: The documents.
+            kwargs: If there are any, they go to the model with all the texts.
+
+        Returns:
+            A list of the model's dimension for each text, in order. They are the caller's own.
+
+        Raises:
+            Exception: What the model raised.
+        """
+        prefetched, others = self._sort_out(texts, kwargs)
+        answer = self._model.embed_documents(others, **kwargs) if others or not prefetched else []
+        vectors = {place: self._prefetcher.get(text) for place, text in prefetched.items()}
+        return in_order(vectors, answer)
 
     async def aembed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
-        """Pass documents straight through to the model's async method."""
-        return [own(vector) for vector in await self._model.aembed_documents(texts, **kwargs)]
+        """Do what `embed_documents` does, by the model's async method."""
+        prefetched, others = self._sort_out(texts, kwargs)
+        answer: list[list[float]] = []
+        if others or not prefetched:
+            answer = await aembed_documents(self._model, others, **kwargs)
+        waits = (self._prefetcher.aget(text) for text in prefetched.values())
+        vectors = dict(zip(prefetched, await asyncio.gather(*waits), strict=True))
+        return in_order(vectors, answer)
+
+    def _sort_out(
+        self, texts: list[str], kwargs: dict[str, Any]
+    ) -> tuple[dict[int, str], list[str]]:
+        """Return the texts to take from the map, by their places, and the others."""
+        if kwargs or not self._symmetric:
+            return {}, texts
+        prefetched = {
+            place: text for place, text in enumerate(texts) if self._prefetcher.holds(text)
+        }
+        return prefetched, [text for place, text in enumerate(texts) if place not in prefetched]
 
     # --- Housekeeping --------------------------------------------------------------------------
 

@@ -50,13 +50,15 @@ def key_of(match: Callable[[str], Hashable] | None, text: str) -> Hashable:
     """Return what texts must share to be the same, by `match`; the text itself without one.
 
     Raises:
-        TypeError: If `text` is not a `str`, or its key cannot be hashed.
+        TypeError: If `text` is not a `str`, or its key is None or cannot be hashed.
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, not {type(text).__name__}")
     if match is None:
         return text
     key = match(text)
+    if key is None:  # all texts would be the same
+        raise TypeError("match must return what texts have to share, not None: has it no return?")
     hash(key)  # raises here what it would raise amid the map's steps
     return key if type(key) in _PLAIN_KEYS else ForeignKey(key)
 

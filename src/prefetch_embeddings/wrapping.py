@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 
 from langchain_core.embeddings import Embeddings
 
-from prefetch_embeddings.events import logger
+from prefetch_embeddings.reporting import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
