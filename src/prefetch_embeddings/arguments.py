@@ -34,6 +34,12 @@ def check_count(name: str, count: Any, *, least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {least}, not {whole}")
 
 
+def check_counts(**counts: Any) -> None:
+    """Do what `check_count` does, for several numbers of at least 1."""
+    for name, count in counts.items():
+        check_count(name, count)
+
+
 def check_seconds(
     name: str, seconds: Any, *, or_none: bool = False, or_zero: bool = False, endless: bool = False
 ) -> None:
@@ -74,6 +80,12 @@ def check_function(name: str, function: Any) -> None:
         getattr(function, "__call__", None)  # noqa: B004 - an object's own
     ):
         raise TypeError(f"{name} must be a plain function, not a coroutine function")
+
+
+def check_functions(**functions: Any) -> None:
+    """Do what `check_function` does, for several functions."""
+    for name, function in functions.items():
+        check_function(name, function)
 
 
 def check_kind(name: str, value: Any, kind: type, example: str) -> None:

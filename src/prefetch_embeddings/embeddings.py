@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefetch_embeddings import misses, warming
@@ -14,23 +13,22 @@ from prefetch_embeddings._background.timer import Timer
 from prefetch_embeddings._flights.patience import Hedge
 from prefetch_embeddings._flights.prefetcher import Prefetcher
 from prefetch_embeddings.arguments import (
-    check_count,
+    check_counts,
     check_flag,
-    check_function,
+    check_functions,
     check_kind,
     check_model,
     check_seconds,
 )
-from prefetch_embeddings.matching import key_of
+from prefetch_embeddings.keys import key_of
 from prefetch_embeddings.model_sides import aembed_documents, aembed_query
 from prefetch_embeddings.reporting import Reporter
 from prefetch_embeddings.soundness import SoundVectors
-from prefetch_embeddings.vectors import VectorLoader, in_order, own
-from prefetch_embeddings.wrapping import WrapsAModel, remembers_arguments
+from prefetch_embeddings.vectors import VectorLoader, in_order, own, sort_out
+from prefetch_embeddings.wrapping import ClosedByWith, WrapsAModel, remembers_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
-    from typing import Self
 
     from langchain_core.embeddings import Embeddings
 
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     from prefetch_embeddings.vectors import Vector
 
 
-class PrefetchingEmbeddings(WrapsAModel):
+class PrefetchingEmbeddings(ClosedByWith, WrapsAModel):
     """Embeds queries ahead of time, and hands retrievers the pending result.
 
     Call `prefetch` as soon as a question is known. Whoever embeds the same text later, a vector
@@ -105,19 +103,19 @@ class PrefetchingEmbeddings(WrapsAModel):
         """
         check_model("underlying_embeddings", underlying_embeddings)
         check_seconds("ttl", ttl, endless=True)
-        check_count("max_entries", max_entries)
-        check_count("max_workers", max_workers)
-        check_count("max_pending", max_pending)
-        check_count("attempts", attempts)
-        check_function("match", match)
+        check_counts(
+            max_entries=max_entries,
+            max_workers=max_workers,
+            max_pending=max_pending,
+            attempts=attempts,
+        )
+        check_functions(match=match, on_event=on_event)
         check_flag("symmetric", symmetric)
         check_kind("hedge", hedge, Hedge, "Hedge(quantile=0.95)")
-        check_function("on_event", on_event)
         self._model = underlying_embeddings
-        self._symmetric = symmetric
         self._prefetcher: Prefetcher[Vector] = Prefetcher(
             VectorLoader(underlying_embeddings, symmetric=symmetric),
-            key=partial(key_of, match),
+            key=key_of(match),
             ttl=ttl,
             max_entries=max_entries,
             max_workers=max_workers,
@@ -129,6 +127,7 @@ class PrefetchingEmbeddings(WrapsAModel):
             sound=SoundVectors().accept,
             on_missed=self._on_missed,
         )
+        self._holds = self._prefetcher.holds if symmetric else None
 
     def _background(self) -> Background:
         """Return threads and time; tests put others in their place."""
@@ -289,43 +288,23 @@ class PrefetchingEmbeddings(WrapsAModel):
 
         If the model is `symmetric`, texts that were prefetched are taken from there, ready or
         under way, and the model gets the others, in one call: some stores embed the question of a
-        search as a document.
-
-        Args:
-            texts: The documents.
-            kwargs: If there are any, they go to the model with all the texts.
+        search as a document. With `kwargs` the model gets all texts.
 
         Returns:
             A list of the model's dimension for each text, in order. They are the caller's own.
-
-        Raises:
-            Exception: What the model raised.
         """
-        prefetched, others = self._sort_out(texts, kwargs)
-        answer = self._model.embed_documents(others, **kwargs) if others or not prefetched else []
-        vectors = {place: self._prefetcher.get(text) for place, text in prefetched.items()}
-        return in_order(vectors, answer)
+        known, others = sort_out(texts, None if kwargs else self._holds)
+        answer = self._model.embed_documents(others, **kwargs) if others or not known else []
+        return in_order({n: self._prefetcher.get(text) for n, text in known.items()}, answer)
 
     async def aembed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
         """Do what `embed_documents` does, by the model's async method."""
-        prefetched, others = self._sort_out(texts, kwargs)
+        known, others = sort_out(texts, None if kwargs else self._holds)
         answer: list[list[float]] = []
-        if others or not prefetched:
+        if others or not known:
             answer = await aembed_documents(self._model, others, **kwargs)
-        waits = (self._prefetcher.aget(text) for text in prefetched.values())
-        vectors = dict(zip(prefetched, await asyncio.gather(*waits), strict=True))
-        return in_order(vectors, answer)
-
-    def _sort_out(
-        self, texts: list[str], kwargs: dict[str, Any]
-    ) -> tuple[dict[int, str], list[str]]:
-        """Return the texts to take from the map, by their places, and the others."""
-        if kwargs or not self._symmetric:
-            return {}, texts
-        prefetched = {
-            place: text for place, text in enumerate(texts) if self._prefetcher.holds(text)
-        }
-        return prefetched, [text for place, text in enumerate(texts) if place not in prefetched]
+        vectors = await asyncio.gather(*map(self._prefetcher.aget, known.values()))
+        return in_order(dict(zip(known, vectors, strict=True)), answer)
 
     # --- Housekeeping --------------------------------------------------------------------------
 
@@ -333,13 +312,10 @@ class PrefetchingEmbeddings(WrapsAModel):
         """Make one call whose result nobody keeps, so that the first query finds all in place.
 
         It loads the model's tokenizer, opens its connection and that of a `RedisCachedEmbeddings`
-        in between. (Other caches may keep the throw-away vector.)
+        in between. (Other caches may keep the throw-away vector.) What the model raises is raised.
 
         Returns:
             Seconds it took.
-
-        Raises:
-            Exception: What the model raised.
         """
         began = time.monotonic()
         warming.warm_up(self._model)
@@ -376,18 +352,6 @@ class PrefetchingEmbeddings(WrapsAModel):
         Who waits for a prefetch calls the model instead. Queries work on, with nothing kept.
         """
         self._prefetcher.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
 
     # --- Behind the curtain --------------------------------------------------------------------
 

@@ -267,6 +267,11 @@ class ManualExecutor:
         """Return how many jobs are queued."""
         return len(self._source)
 
+    @property
+    def accepts(self) -> bool:
+        """Whether it does not refuse."""
+        return not self.refusing
+
     def wake(self) -> bool:
         """Do nothing yet; False if it never will."""
         return not self.refusing

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prefetch_embeddings.model_sides import aembed_query, embeds_on_loops
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeAlias
 
     from langchain_core.embeddings import Embeddings
@@ -45,6 +46,16 @@ def own(vector: Any) -> list[float]:
     if hasattr(vector, "tolist"):  # of an array's own floats, Python's
         return list(vector.tolist())
     return list(vector)
+
+
+def sort_out(
+    texts: list[str], holds: Callable[[str], bool] | None
+) -> tuple[dict[int, str], list[str]]:
+    """Return the texts that somebody holds, by their places, and the others in their order."""
+    if holds is None:
+        return {}, texts
+    known = {place: text for place, text in enumerate(texts) if holds(text)}
+    return known, [text for place, text in enumerate(texts) if place not in known]
 
 
 def in_order(vectors: dict[int, Vector], answer: list[list[float]]) -> list[list[float]]:

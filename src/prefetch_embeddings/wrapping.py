@@ -124,6 +124,26 @@ class WrapsAModel(Embeddings):
         return {name: value for name, value in vars(self).items() if name not in mine}
 
 
+class ClosedByWith:
+    """What is closed at the end of a `with` or an `async with`."""
+
+    def close(self) -> None:
+        """Close it. Does not wait."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
 def _marked_init(kind: type) -> Callable[..., None]:
     """Return the `__init__` that `remembers_arguments` marks, not that of a user's subclass."""
     inits: list[Any] = [vars(place).get("__init__") for place in kind.__mro__]

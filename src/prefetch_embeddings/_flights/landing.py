@@ -68,15 +68,15 @@ class Landing(Generic[V]):
     def complete(self, run: Run, value: V) -> None:
         """Land a run that has brought a value. If another one was first, this changes nothing."""
         flight = run.flight
-        sound = self._sound is None or self._sound(value)
-        losers: tuple[Run, ...] = ()
+        kept = self._sound is None or self._sound(value)
         try:
-            won, losers, resumes = self._complete(run, value, kept=sound)
+            losers, resumes = self._complete(run, value, kept)
         finally:
             _tell_waiters(flight)
-        if not won:
+        if not losers:
             return
-        _cancel(losers, but=run)
+        if len(losers) > 1:
+            _cancel(losers, but=run)
         if resumes:
             self._reporter.resumed()
         if flight.by_prefetch:
@@ -145,20 +145,27 @@ class Landing(Generic[V]):
     # --- The steps -------------------------------------------------------------------------------
 
     @step
-    def _complete(self, run: Run, value: V, *, kept: bool) -> tuple[bool, tuple[Run, ...], bool]:
+    def _complete(self, run: Run, value: V, kept: bool) -> tuple[tuple[Run, ...], bool]:  # noqa: FBT001
+        """Take in a value.
+
+        Returns:
+            The runs of the flight that this has ended, none if another was first; and whether
+            prefetching had paused until now.
+        """
         flight, books = run.flight, self._books
-        if run not in flight.runs:
-            return False, (), False
-        losers = flight.runs
+        runs = flight.runs
+        if run not in runs:
+            return (), False
         flight.value = value
         current = flight.era is books.era
         if current:
-            books.ledger.counts.hedge_won += run.beside
+            if run.beside:
+                books.ledger.counts.hedge_won += 1
             books.ledger.durations.add(books.clock() - run.started_at)
-        if not kept:
-            books.shelf.remove(flight)
+        if not kept and flight.held:
+            books.let_go(flight)
         books.end(flight, State.DONE)
-        return True, losers, current and books.admission.note_success()
+        return runs, current and books.admission.note_success()
 
     @step
     def _fail(self, run: Run, error: BaseException) -> tuple[Verdict, bool]:
@@ -201,20 +208,10 @@ class Landing(Generic[V]):
         self._books.end(flight, State.FAILED)
         return True
 
-    def mend(self) -> None:
+    def mend(self, thrown_out: int) -> None:
         """Put in order what a torn step may have left. Called within the next step."""
-        books, me = self._books, self.steps.torn_by
-        books.shelf.mend()
-        for flight in books.unfinished():
-            # Calls that the thread was to make, and was thrown out before it could:
-            flight.runs = tuple(run for run in flight.runs if run.began or run.thread != me)
-            if flight.state is State.RUNNING and not flight.runs:
-                if flight.by_prefetch and not flight.for_query and not flight.waiters:
-                    flight.state = State.QUEUED
-                else:
-                    books.end(flight, State.FAILED)
-                    self.steps.put_off.append(functools.partial(_tell_waiters, flight))
-        books.admission.mend(books.unfinished())
+        for flight in self._books.mend(thrown_out):
+            self.steps.put_off.append(functools.partial(_tell_waiters, flight))
 
 
 def _tell_waiters(flight: Flight[Any]) -> None:
@@ -222,7 +219,7 @@ def _tell_waiters(flight: Flight[Any]) -> None:
 
     A signal handler may throw an exception out of here, too. Nobody may be left waiting for it.
     """
-    if flight.ended:
+    if flight.ended and flight.waiters:
         try:
             _wake(flight)
         except BaseException:

@@ -87,7 +87,14 @@ class OnLoops(Generic[V]):
                 raise
         else:
             if loops.current_task() is task:
-                self._landing.complete(run, value)
+                try:
+                    self._landing.complete(run, value)
+                except BaseException:
+                    self._landing.lose(run)  # unless it has landed
+                    raise
+        finally:
+            reentry.run_has_ended(flight)
+            del task  # which keeps its exception, and that this frame
 
 
 class _Landed:
