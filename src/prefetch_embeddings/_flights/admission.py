@@ -22,7 +22,12 @@ UNMENDABLE: Final = frozenset(range(400, 500)) - {408, 409, 425, 429}
 
 def can_be_mended(error: BaseException) -> bool:
     """Tell whether another try may succeed where this one failed."""
-    return isinstance(error, Exception) and getattr(error, "status_code", None) not in UNMENDABLE
+    if not isinstance(error, Exception):
+        return False
+    try:
+        return getattr(error, "status_code", None) not in UNMENDABLE
+    except Exception:  # noqa: BLE001 - it is anybody's class
+        return True
 
 
 class Admission:

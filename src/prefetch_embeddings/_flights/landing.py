@@ -90,11 +90,12 @@ class Landing(Generic[V]):
     def fail_all(self, runs: Sequence[Run], error: BaseException) -> None:
         """Land runs that one call stood for, and that has failed."""
         again: list[Flight[V]] = []
+        mendable = can_be_mended(error)  # asks the error, and so not within a step
         for run in runs:
             flight, attempt = run.flight, run.flight.attempt
             background = flight.by_prefetch and not flight.for_query
             try:
-                verdict, pauses = self._fail(run, error)
+                verdict, pauses = self._fail(run, error, mendable)
             finally:
                 _tell_waiters(flight)
             if pauses:
@@ -168,7 +169,7 @@ class Landing(Generic[V]):
         return runs, current and books.admission.note_success()
 
     @step
-    def _fail(self, run: Run, error: BaseException) -> tuple[Verdict, bool]:
+    def _fail(self, run: Run, error: BaseException, mendable: bool) -> tuple[Verdict, bool]:  # noqa: FBT001
         """Take in a failed run; return what follows, and whether prefetching pauses now."""
         flight, books = run.flight, self._books
         if run not in flight.runs:
@@ -180,14 +181,14 @@ class Landing(Generic[V]):
             flight.failure = Failure(run, error, error.__traceback__)
         if flight.runs:
             return Verdict.GOES_ON, pauses
-        if self._deserves_another(flight, error):
+        if mendable and self._deserves_another(flight):
             flight.state = State.QUEUED
             books.admission.take_place(flight)
             return Verdict.TRIED_AGAIN, pauses
         books.end(flight, State.FAILED)
         return Verdict.ENDED, pauses
 
-    def _deserves_another(self, flight: Flight[V], error: BaseException) -> bool:
+    def _deserves_another(self, flight: Flight[V]) -> bool:
         """Tell whether a flight whose last runner has failed is to be tried again."""
         return (
             flight.by_prefetch
@@ -198,7 +199,6 @@ class Landing(Generic[V]):
             and flight.attempt < self._books.attempts
             and flight.era is self._books.era
             and not self._books.closed
-            and can_be_mended(error)
         )
 
     @step
