@@ -4,11 +4,18 @@ VENVS ?= .
 DEMO := $(VENVS)/.venv-demo
 TEST := $(VENVS)/.venv-test
 
-.PHONY: help demo test lint bench soak fleet repeat schedules mutants clean
+PLACES := $(VENVS)/.venv-places
+RUNTIMES := $(VENVS)/.venv-runtimes
+
+.PHONY: help demo test lint lowest versions runtimes places bench soak fleet repeat schedules mutants clean
 
 help:
 	@echo "make demo   a voice bot's turn with and without prefetching, side by side"
 	@echo "make test   linters, type checks and all tests"
+	@echo "make lowest the library's tests with the oldest dependencies that it supports"
+	@echo "make versions  the same, and with each Python that this machine has"
+	@echo "make runtimes  Gunicorn, Celery and Streamlit, started for real"
+	@echo "make places the stores and frameworks where a prefetch is found, and their table"
 	@echo "make bench  the benchmark table"
 	@echo "make soak   ten minutes of traffic, failures and a Redis that comes and goes"
 	@echo "make fleet  failovers of a real cluster and of Sentinel under traffic: some minutes"
@@ -27,6 +34,21 @@ lint: $(TEST)/installed
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
+
+lowest: $(TEST)/installed
+	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[versions]'
+	$(TEST)/bin/python -m tests.tools.versions --only lowest $(ARGS)
+
+versions: $(TEST)/installed
+	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[versions]'
+	$(TEST)/bin/python -m tests.tools.versions $(ARGS)
+
+runtimes: $(RUNTIMES)/installed
+	EXTRAS_REQUIRED=1 $(RUNTIMES)/bin/python -m pytest tests/runtimes $(ARGS)
+
+places: $(PLACES)/installed
+	EXTRAS_REQUIRED=1 $(PLACES)/bin/python -m pytest tests/places $(ARGS)
+	$(PLACES)/bin/python -m tests.places
 
 bench: $(TEST)/installed
 	$(TEST)/bin/python -m benchmarks --json out/benchmarks.json --picture docs/benchmarks.png $(ARGS)
@@ -57,5 +79,15 @@ $(TEST)/installed: pyproject.toml
 	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[lint]'
 	@touch $@
 
+$(RUNTIMES)/installed: pyproject.toml
+	$(PYTHON) -m venv $(RUNTIMES)
+	$(RUNTIMES)/bin/pip install --quiet --disable-pip-version-check --editable '.[runtimes]'
+	@touch $@
+
+$(PLACES)/installed: pyproject.toml
+	$(PYTHON) -m venv $(PLACES)
+	$(PLACES)/bin/pip install --quiet --disable-pip-version-check --editable '.[places]'
+	@touch $@
+
 clean:
-	rm -rf $(DEMO) $(TEST)
+	rm -rf $(DEMO) $(TEST) $(RUNTIMES) $(PLACES)

@@ -19,6 +19,8 @@ from prefetch_embeddings.testing import (
 )
 from tests.helpers import TimeByHand
 
+pytest_plugins = ["tests.reduced"]
+
 # A time bound on a test case is one that a loaded machine breaks.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
-
-from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import misses, warming
 from prefetch_embeddings._background import Background
 from prefetch_embeddings._background.pool import WorkerPool
 from prefetch_embeddings._background.timer import Timer
+from prefetch_embeddings._flights.patience import Hedge
 from prefetch_embeddings._flights.prefetcher import Prefetcher
+from prefetch_embeddings.arguments import (
+    check_counts,
+    check_flag,
+    check_functions,
+    check_kind,
+    check_model,
+    check_seconds,
+)
 from prefetch_embeddings.keys import key_of
+from prefetch_embeddings.model_sides import aembed_documents, aembed_query
 from prefetch_embeddings.reporting import Reporter
-from prefetch_embeddings.vectors import VectorLoader, own
+from prefetch_embeddings.soundness import SoundVectors
+from prefetch_embeddings.vectors import VectorLoader, in_order, own, sort_out
+from prefetch_embeddings.wrapping import ClosedByWith, WrapsAModel, remembers_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
-    from typing import Self
+
+    from langchain_core.embeddings import Embeddings
 
     from prefetch_embeddings._flights.flight import PrefetchOutcome
-    from prefetch_embeddings._flights.patience import Hedge
     from prefetch_embeddings.events import PrefetchEvent
     from prefetch_embeddings.misses import Miss
     from prefetch_embeddings.stats import PrefetchStats
     from prefetch_embeddings.vectors import Vector
 
 
-class PrefetchingEmbeddings(Embeddings):
+class PrefetchingEmbeddings(ClosedByWith, WrapsAModel):
     """Embeds queries ahead of time, and hands retrievers the pending result.
 
     Call `prefetch` as soon as a question is known. Whoever embeds the same text later, a vector
@@ -50,6 +61,7 @@ class PrefetchingEmbeddings(Embeddings):
         ```
     """
 
+    @remembers_arguments
     def __init__(
         self,
         underlying_embeddings: Embeddings,
@@ -77,25 +89,29 @@ class PrefetchingEmbeddings(Embeddings):
             match: Returns what texts must share to be the same, for instance a normalised form.
                 By default texts are the same if they are equal.
             symmetric: Whether the model embeds queries and documents alike. Then `prefetch_many`
-                makes one call of `embed_documents`.
+                makes one call of `embed_documents`, and `embed_documents` finds what was
+                prefetched, for stores that embed questions with it.
             hedge: When a call that somebody waits for gets a second one beside it; by default
                 never. With it, queries call the model in threads of the wrapper's.
             on_event: Is called with each event, in the thread where it happens, and should be
                 quick. What it raises is logged and ignored.
 
         Raises:
+            TypeError: If an argument is of a wrong type, such as a class or a client in the place
+                of a model.
             ValueError: If a number is out of range.
         """
-        for name, number, least in (
-            ("max_entries", max_entries, 1),
-            ("max_workers", max_workers, 1),
-            ("max_pending", max_pending, 1),
-            ("attempts", attempts, 1),
-        ):
-            if number < least:
-                raise ValueError(f"{name} must be at least {least}, not {number}")
-        if not ttl > 0:
-            raise ValueError(f"ttl must be more than 0 seconds, not {ttl}")
+        check_model("underlying_embeddings", underlying_embeddings)
+        check_seconds("ttl", ttl, endless=True)
+        check_counts(
+            max_entries=max_entries,
+            max_workers=max_workers,
+            max_pending=max_pending,
+            attempts=attempts,
+        )
+        check_functions(match=match, on_event=on_event)
+        check_flag("symmetric", symmetric)
+        check_kind("hedge", hedge, Hedge, "Hedge(quantile=0.95)")
         self._model = underlying_embeddings
         self._prefetcher: Prefetcher[Vector] = Prefetcher(
             VectorLoader(underlying_embeddings, symmetric=symmetric),
@@ -108,8 +124,10 @@ class PrefetchingEmbeddings(Embeddings):
             hedge=hedge,
             background=self._background(),
             reporter=Reporter(on_event),
+            sound=SoundVectors().accept,
             on_missed=self._on_missed,
         )
+        self._holds = self._prefetcher.holds if symmetric else None
 
     def _background(self) -> Background:
         """Return threads and time; tests put others in their place."""
@@ -119,11 +137,6 @@ class PrefetchingEmbeddings(Embeddings):
     def prefetcher(self) -> Prefetcher[Vector]:
         """The core, for what stands beside: `UtterancePrefetcher`, instrumentation, tests."""
         return self._prefetcher
-
-    @property
-    def underlying_embeddings(self) -> Embeddings:
-        """The wrapped model."""
-        return self._model
 
     # --- Prefetching ---------------------------------------------------------------------------
 
@@ -267,16 +280,31 @@ class PrefetchingEmbeddings(Embeddings):
         prefetch asked for it. What nobody else wants is cancelled, and holds no connection.
         """
         if kwargs:
-            return own(await self._model.aembed_query(text, **kwargs))
+            return own(await aembed_query(self._model, text, **kwargs))
         return list(await self._prefetcher.aget(text))
 
     def embed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
-        """Pass documents straight through to the model."""
-        return [own(vector) for vector in self._model.embed_documents(texts, **kwargs)]
+        """Return the vectors of documents, from the model.
+
+        If the model is `symmetric`, texts that were prefetched are taken from there, ready or
+        under way, and the model gets the others, in one call: some stores embed the question of a
+        search as a document. With `kwargs` the model gets all texts.
+
+        Returns:
+            A list of the model's dimension for each text, in order. They are the caller's own.
+        """
+        known, others = sort_out(texts, None if kwargs else self._holds)
+        answer = self._model.embed_documents(others, **kwargs) if others or not known else []
+        return in_order({n: self._prefetcher.get(text) for n, text in known.items()}, answer)
 
     async def aembed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
-        """Pass documents straight through to the model's async method."""
-        return [own(vector) for vector in await self._model.aembed_documents(texts, **kwargs)]
+        """Do what `embed_documents` does, by the model's async method."""
+        known, others = sort_out(texts, None if kwargs else self._holds)
+        answer: list[list[float]] = []
+        if others or not known:
+            answer = await aembed_documents(self._model, others, **kwargs)
+        vectors = await asyncio.gather(*map(self._prefetcher.aget, known.values()))
+        return in_order(dict(zip(known, vectors, strict=True)), answer)
 
     # --- Housekeeping --------------------------------------------------------------------------
 
@@ -284,13 +312,10 @@ class PrefetchingEmbeddings(Embeddings):
         """Make one call whose result nobody keeps, so that the first query finds all in place.
 
         It loads the model's tokenizer, opens its connection and that of a `RedisCachedEmbeddings`
-        in between. (Other caches may keep the throw-away vector.)
+        in between. (Other caches may keep the throw-away vector.) What the model raises is raised.
 
         Returns:
             Seconds it took.
-
-        Raises:
-            Exception: What the model raised.
         """
         began = time.monotonic()
         warming.warm_up(self._model)
@@ -327,18 +352,6 @@ class PrefetchingEmbeddings(Embeddings):
         Who waits for a prefetch calls the model instead. Queries work on, with nothing kept.
         """
         self._prefetcher.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
 
     # --- Behind the curtain --------------------------------------------------------------------
 

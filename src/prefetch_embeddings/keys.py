@@ -20,7 +20,7 @@ def key_of(match: Callable[[str], Hashable] | None) -> Callable[[str], Hashable]
     """Return what finds out what texts must share to be the same, by `match`.
 
     Without one it is the text itself. What is returned raises a `TypeError` for what is not a
-    `str`, and whatever `match` raises, or the hash of what it returns.
+    `str`, or if `match` returns None; and whatever `match` raises, or the hash of what it returns.
     """
     if match is None:
         return _text_itself
@@ -28,6 +28,8 @@ def key_of(match: Callable[[str], Hashable] | None) -> Callable[[str], Hashable]
 
     def key(text: str) -> Hashable:
         matched = match(_text_itself(text))
+        if matched is None:  # all texts would be the same
+            raise TypeError("match must return what texts share, not None: has it no return?")
         return matched if _is_plain(matched) else tokens.token(matched)
 
     return key

@@ -24,6 +24,7 @@ except ImportError as error:
     ) from error
 
 from prefetch_embeddings._background import forks
+from prefetch_embeddings.arguments import check_count, check_seconds
 
 if TYPE_CHECKING:
     import ssl
@@ -102,21 +103,18 @@ def voice_embeddings(
         each event loop `await http_async_client.aclose()`.
 
     Raises:
-        TypeError: If `options` has the timeout or a client that this function is there to make.
+        TypeError: If `options` has the timeout or a client that this function is there to make, or
+            an argument is of a wrong type.
         ValueError: If a number is out of range, or `OpenAIEmbeddings` refuses an option.
     """
     for name in ("timeout", "request_timeout", "http_client", "http_async_client"):
         if name in options:
             raise TypeError(f"voice_embeddings() makes {name} itself; see its other arguments")
-    for name, number in (
-        ("keep_alive", keep_alive),
-        ("connect_timeout", connect_timeout),
-        ("read_timeout", read_timeout),
-    ):
-        if not number > 0:
-            raise ValueError(f"{name} must be more than 0 seconds, not {number}")
-    if not max_retry_after >= 0:
-        raise ValueError(f"max_retry_after must be at least 0 seconds, not {max_retry_after}")
+    check_seconds("keep_alive", keep_alive, endless=True)
+    check_seconds("connect_timeout", connect_timeout)
+    check_seconds("read_timeout", read_timeout)
+    check_seconds("max_retry_after", max_retry_after, or_zero=True, endless=True)
+    check_count("max_retries", max_retries, least=0)
 
     def refuse_long_pause(response: httpx2.Response) -> None:
         if _retry_after(response) > max_retry_after:

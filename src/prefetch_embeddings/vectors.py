@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_core.embeddings import Embeddings
+from prefetch_embeddings.model_sides import aembed_query, embeds_on_loops
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeAlias
+
+    from langchain_core.embeddings import Embeddings
 
     Vector: TypeAlias = tuple[float, ...]
 
@@ -31,7 +34,7 @@ class VectorLoader:
 
     async def aload(self, text: str, options: Any) -> Vector:  # noqa: ARG002
         """Return the vector of a query, by the model's async method."""
-        return _tuple(await self._model.aembed_query(text))
+        return _tuple(await aembed_query(self._model, text))
 
     def load_many(self, texts: list[str]) -> list[Vector]:
         """Return the vectors of several texts, in one call."""
@@ -45,17 +48,24 @@ def own(vector: Any) -> list[float]:
     return list(vector)
 
 
+def sort_out(
+    texts: list[str], holds: Callable[[str], bool] | None
+) -> tuple[dict[int, str], list[str]]:
+    """Return the texts that somebody holds, by their places, and the others in their order."""
+    if holds is None:
+        return {}, texts
+    known = {place: text for place, text in enumerate(texts) if holds(text)}
+    return known, [text for place, text in enumerate(texts) if place not in known]
+
+
+def in_order(vectors: dict[int, Vector], answer: list[list[float]]) -> list[list[float]]:
+    """Return vectors that were there, at their places, and a model's answer in the others."""
+    if not vectors:
+        return [own(vector) for vector in answer]
+    rest = iter(answer)
+    count = len(vectors) + len(answer)
+    return [list(vectors[n]) if n in vectors else own(next(rest)) for n in range(count)]
+
+
 def _tuple(vector: Any) -> Vector:
     return tuple(vector.tolist() if hasattr(vector, "tolist") else vector)
-
-
-def embeds_on_loops(model: object) -> bool:
-    """Tell whether a model, and all that it wraps, has an async side of its own, and no thread's.
-
-    LangChain's default `aembed_query` is a thread of the loop's default executor.
-    """
-    method = getattr(type(model), "aembed_query", None)
-    if method is Embeddings.aembed_query or not hasattr(model, "aembed_query"):
-        return False
-    inner = getattr(model, "underlying_embeddings", None)
-    return not isinstance(inner, Embeddings) or embeds_on_loops(inner)

@@ -104,7 +104,8 @@ def test_a_list_keeps_its_order(server: LocalOpenAI) -> None:
         apart = [embeddings.embed_query(text) for text in texts]
     assert together == apart
     assert server.stats().inputs == 8
-    assert server.stats().requests == 5
+    # Early versions of langchain-openai ask for each text by itself if they count no tokens.
+    assert server.stats().requests in (5, 8)
     assert server.times_asked("two") == 4
 
 

@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable
 from typing import Self
 
-import httpx2
 import openai
 import pytest
 
@@ -16,6 +15,7 @@ from prefetch_embeddings import PrefetchingEmbeddings
 from prefetch_embeddings._flights.failures import own_copy
 from prefetch_embeddings.testing import ScriptedEmbeddings
 from tests.helpers import Call, until
+from tests.openai_client import http
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 
@@ -80,9 +80,9 @@ async def test_many_coroutines_of_one_failure_get_tracebacks_of_their_own(
 
 
 def _rate_limit() -> openai.RateLimitError:
-    request = httpx2.Request("POST", "http://127.0.0.1/v1/embeddings")
+    request = http.Request("POST", "http://127.0.0.1/v1/embeddings")
     return openai.RateLimitError(
-        "slow down", response=httpx2.Response(429, request=request), body={"code": "rate"}
+        "slow down", response=http.Response(429, request=request), body={"code": "rate"}
     )
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import langchain_chroma  # noqa: F401 - the script needs it
+
 from examples.knowledge_base import PASSAGES
 from examples.local_openai import LocalOpenAI
 from tests.redis_tier.server import RedisServer

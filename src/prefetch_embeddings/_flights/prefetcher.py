@@ -226,6 +226,12 @@ class Prefetcher(Asking[V]):
         """Tell whether a query for `text` would be answered at once. Changes nothing."""
         return self._flights.is_ready(full_key(self.key, text, variant))
 
+    def holds(self, text: str, variant: Hashable = None) -> bool:
+        """Tell whether the value of `text` is there, or on its way. Changes nothing."""
+        key = full_key(self.key, text, variant)
+        flight = self._flights.get(key)
+        return flight is not None and (not flight.ended or self._flights.is_ready(key))
+
     def expected_wait(self, text: str, variant: Hashable = None) -> float:
         """Estimate, in seconds, what a query for `text` would wait now. Changes nothing."""
         return self._flights.expected_wait(full_key(self.key, text, variant))
