@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.traces.parametric import FEW_PARTIALS, MANY_PARTIALS, generate
 from benchmarks.traces.trace import Trace, load
 from prefetch_embeddings import PrefetchingEmbeddings, UtterancePrefetcher, match_spoken
+from prefetch_embeddings._background.pool import Source
 from prefetch_embeddings.testing import (
     ManualExecutor,
     ManualPrefetchingEmbeddings,
@@ -30,16 +31,18 @@ Policy = Callable[[PrefetchingEmbeddings], UtterancePrefetcher]
 class RunsAtOnce(ManualExecutor):
     """A pool with a worker free for each job."""
 
-    def submit(self, job: Hashable, run: Callable[[Any], None]) -> bool:
-        """Run a job."""
-        return super().submit(job, run) and self.run_all() > 0
+    def wake(self) -> bool:
+        """Run what waits."""
+        self.run_all()
+        return super().wake()
 
 
 class Simulated(ManualPrefetchingEmbeddings):
     """Prefetching in simulated time."""
 
-    def _executor(self, max_workers: int) -> ManualExecutor:  # noqa: ARG002
-        return RunsAtOnce()
+    def _make_executor(self, source: Source, max_workers: int) -> ManualExecutor:  # noqa: ARG002
+        self.executor = RunsAtOnce(source)
+        return self.executor
 
 
 class Outcome(NamedTuple):

@@ -426,7 +426,7 @@ async def test_a_hang_up_while_the_embedding_is_awaited_leaves_it_to_others(
     call.on_final_transcript(QUESTION)
     other.on_final_transcript(QUESTION)
     await gate.await_until_entered()
-    await auntil(lambda: sum(f.waiters for f in embeddings._flights._by_key.values()) == 2)
+    await auntil(lambda: embeddings.prefetcher.waiters(QUESTION) == 2)
     await call.on_hang_up()
     gate.open()
     await other.turn_over()

@@ -1,4 +1,4 @@
-"""Who leaves when there are too many: those that have served a query before those that wait for theirs."""
+"""Who leaves when there are too many: those that have served, before those that wait."""
 
 from __future__ import annotations
 

@@ -239,9 +239,9 @@ def test_the_budget_bounds_extra_calls(manual: Manual, model: ScriptedEmbeddings
         gate = model.hold(f"q{i}")
         query = Call(embeddings.embed_query, f"q{i}")
         gate.wait_until_entered()
-        until(lambda text=f"q{i}": waiters(embeddings, text) == 1)
+        until(lambda text=f"q{i}": waiters(embeddings, text) == 1)  # type: ignore[misc]
         embeddings.time.advance(1.0)
-        until(lambda number=i + 1: hedges_due(embeddings) == number)
+        until(lambda number=i + 1: hedges_due(embeddings) == number)  # type: ignore[misc]
         gate.open()
         query.result()
     stats = embeddings.stats()

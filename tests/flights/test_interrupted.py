@@ -94,7 +94,7 @@ def test_who_joined_is_answered_by_a_call_of_its_own(
         model.wait_until_entered(1)
         followers.extend(Call(embeddings.embed_query, "q").result for _ in range(4))
         task = other.start(embeddings.aembed_query("q"))
-        followers.append(lambda: task.result(PATIENCE))  # type: ignore[no-any-return]
+        followers.append(lambda: task.result(PATIENCE))
 
     if prefetched:
         embeddings.prefetch("q")  # queued: the query claims it
@@ -162,8 +162,8 @@ def test_a_waiter_that_is_interrupted_disturbs_nobody(
         if how == "query":
             interrupting = soon(lambda: embeddings.stats().query_joined == 2, interrupt)
         else:
-            interrupting = soon(lambda: give_it_a_chance(0.2) is None, interrupt)
-        with pytest.raises(error):
+            interrupting = soon(lambda: give_it_a_chance(0.2) is None, interrupt)  # type: ignore[func-returns-value]
+        with pytest.raises(error):  # noqa: PT012
             if how == "query":
                 embeddings.embed_query("q")
             elif how == "wait":
@@ -348,8 +348,8 @@ def test_at_every_step_of_a_join(model: ScriptedEmbeddings, what: str) -> None:
         embeddings = PrefetchingEmbeddings(model, max_workers=2)
         embeddings.prefetch("q")
         gate.wait_until_entered()
-        opening = Call(lambda: (give_it_a_chance(0.005), gate.open()))  # noqa: B023
-        call = {"a query": embeddings.embed_query, "a wait": embeddings.wait_for_prefetch}[what]
+        opening = Call(lambda: (give_it_a_chance(0.005), gate.open()))  # type: ignore[func-returns-value]  # noqa: B023
+        call = {"a query": embeddings.embed_query, "a wait": embeddings.wait_for_prefetch}[what]  # type: ignore[dict-item]
         interrupter = interrupted_at(at, SoftTimeLimitExceededError, lambda: call("q"))  # noqa: B023
         try:
             opening.result()

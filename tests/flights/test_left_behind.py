@@ -1,4 +1,4 @@
-"""What has ended leaves nothing behind: no frame, no context, no timer, and no work for the collector."""
+"""What has ended leaves nothing behind: no frame, context or timer, nothing to collect."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ async def test_coroutines_whose_prefetch_failed(wrap: Wrap, recovers: bool) -> N
     model.failing = 1 if recovers else 20
     await embeddings.aprefetch("q")
     ask = embeddings.aembed_query if recovers else lambda text: afail(embeddings.aembed_query, text)
-    queries = [asyncio.create_task(ask("q")) for _ in range(3)]  # type: ignore[arg-type]
+    queries = [asyncio.create_task(ask("q")) for _ in range(3)]
     await auntil_joined(embeddings, 3)
     gate.open()
     await asyncio.wait(queries)
@@ -389,7 +389,7 @@ async def test_a_coroutines_context(wrap: Wrap, fails: bool) -> None:
     embeddings = wrap(model, hedge=Hedge(after=60.0))
     model.failing = int(fails)
     call = afail(embeddings.aembed_query) if fails else embeddings.aembed_query("q")
-    task, held = within(lambda: asyncio.create_task(call))
+    task, held = within(lambda: asyncio.create_task(call))  # noqa: F821
     await task
     del task, call
     await auntil(lambda: held() is None)

@@ -416,7 +416,7 @@ def test_third_calls_that_hang_do_not_wait_for_one_another(manual: Manual) -> No
     for number in (2, 3):
         query = on.start(embeddings.aembed_query("q"))
         until_joined(embeddings, number - 1)
-        let_pass(embeddings, OVERDUE, lambda number=number: model.calls == number)
+        let_pass(embeddings, OVERDUE, lambda number=number: model.calls == number)  # type: ignore[misc]
         query.cancel()
     embeddings.time.advance(OVERDUE)
     assert on.run(embeddings.aembed_query("q")) == [4.0]
@@ -471,7 +471,7 @@ class Lasting(CallByCall):
     """A model whose unnumbered calls take time by hand."""
 
     def __init__(self, seconds: Callable[[int], float], **options: int) -> None:
-        super().__init__(**options)
+        super().__init__(**options)  # type: ignore[arg-type]
         self._seconds = seconds
         self._lasted = 0
         self.embeddings: ManualPrefetchingEmbeddings
@@ -720,7 +720,7 @@ async def test_callers_with_short_patience_are_answered(wrap: Wrap, began: str) 
 
 
 def test_a_client_that_sleeps_over_a_refusal(wrap: Wrap) -> None:
-    """The provider said "in 20 s", and the client of the prefetch obeys; it is well again at once."""
+    """The provider said "in 20 s", and the prefetch's client obeys; it is well at once."""
     model = CallByCall(holding=1)
     embeddings = wrap(model)
     measure(embeddings)

@@ -1,4 +1,4 @@
-"""Any public method may be called at any moment, also while the same thread is inside the library."""
+"""Any public method may be called at any moment, also within a call of the same thread."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ INSIDE: dict[str, Doing] = {
     "miss": lambda e: e.embed_query("q"),
     "find": lambda e: (e.embed_query("q"), e.embed_query("q")),
     "evict": lambda e: [e.embed_query(f"other {n}") for n in range(4)],
-    "expire": lambda e: (e.embed_query("q"), e.time.advance(1000.0), e.embed_query("q")),
-    "fail": lambda e: (e.prefetch("fails"), e.executor.run_all(), e.time.advance(9.0)),
+    "expire": lambda e: (e.embed_query("q"), e.time.advance(1000.0), e.embed_query("q")),  # type: ignore[func-returns-value]
+    "fail": lambda e: (e.prefetch("fails"), e.executor.run_all(), e.time.advance(9.0)),  # type: ignore[func-returns-value]
     "coroutines": lambda e: asyncio.run(coroutines(e)),
-    "forget": lambda e: (e.prefetch("q"), e.forget("q"), e.prefetch("r"), e.clear()),
+    "forget": lambda e: (e.prefetch("q"), e.forget("q"), e.prefetch("r"), e.clear()),  # type: ignore[func-returns-value]
     "wait": lambda e: (e.prefetch("q"), e.wait_for_prefetch("q", 0.0), e.wait_for_prefetch("q")),
     "look": lambda e: (e.stats(), e.is_ready("q"), e.explain_miss("q"), e.expected_wait("q")),
-    "close": lambda e: (e.prefetch("q"), e.close()),
+    "close": lambda e: (e.prefetch("q"), e.close()),  # type: ignore[func-returns-value]
 }
 
 
@@ -78,7 +78,7 @@ CALLED: dict[str, Doing] = {
         e.stats(),
         e.forget("r"),
         e.explain_miss("q"),
-        e.clear(),
+        e.clear(),  # type: ignore[func-returns-value]
         e.prefetch("r"),
     ),
 }
@@ -172,7 +172,7 @@ def test_at_every_line(inside: str, called: str) -> None:
 
 @pytest.mark.parametrize("forgets", ["forget", "clear"])
 def test_what_is_forgotten_in_between_is_forgotten(forgets: str) -> None:
-    """At every line of a query for another text, what is ready is dropped: it is not there after."""
+    """At every line of a query for another text, what is ready is dropped, and stays so."""
     at = 0
     while True:
         at += 1

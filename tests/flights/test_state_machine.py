@@ -187,7 +187,7 @@ class FlightMachine(RuleBasedStateMachine):
             mock.patch.object(patience, "LEAST_DURATIONS", 1_000_000),
         ]
         for patch in self.patches:
-            patch.start()
+            patch.start()  # type: ignore[attr-defined]
         self.model = Puppet()
         self.loop = asyncio.new_event_loop()
         self.loop_thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -887,7 +887,7 @@ class FlightMachine(RuleBasedStateMachine):
             self.loop_thread.join(PATIENCE)
             self.loop.close()
             for patch in self.patches:
-                patch.stop()
+                patch.stop()  # type: ignore[attr-defined]
 
 
 EXAMPLES = os.environ.get("STATE_MACHINE_EXAMPLES")

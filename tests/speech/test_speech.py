@@ -920,7 +920,7 @@ def test_what_comes_while_a_partial_starts_has_it_taken_back(
             follow(speech)
         return asked
 
-    embeddings.prefetcher.ask = ask_late  # type: ignore[method-assign]
+    embeddings.prefetcher.ask = ask_late  # type: ignore[assignment, method-assign]
     speech = UtterancePrefetcher(embeddings, debounce=0.4)
     speech.on_partial("a b")
     embeddings.time.advance(0.4)
@@ -961,7 +961,7 @@ def test_two_threads_cannot_exceed_the_limit_together(
             speech.on_partial("a b c")  # as another thread would, in between
         return ask(text)
 
-    embeddings.prefetcher.ask = ask_late  # type: ignore[method-assign]
+    embeddings.prefetcher.ask = ask_late  # type: ignore[assignment, method-assign]
     speech = UtterancePrefetcher(embeddings, debounce=0.0, max_calls=1)
     speech.on_partial("a b")
     assert len(embeddings.executor) <= 1
@@ -1107,7 +1107,7 @@ def test_thousands_at_once_share_one_thread_and_leave_nothing(
     assert len(started) <= 1 + 4
     for i, speech in enumerate(under_way):
         speech.on_final(f"number {i} how much is it")
-    until(lambda: sum(speech.stats().utterances for speech in under_way) == 2000)
+    until(lambda: sum(speech.stats().utterances for speech in under_way) == 2000)  # noqa: F821
     until(lambda: not embeddings.prefetcher.leaks())
     ended = [weakref.ref(speech) for speech in under_way]
     del under_way, speech
