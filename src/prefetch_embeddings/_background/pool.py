@@ -88,14 +88,18 @@ class WorkerPool:
         self._source: Final = source
         self._max_workers: Final = max_workers
         self._name: Final = name
-        self.reset_after_fork()
+        self._make_crew()
         forks.register(self)
 
     def reset_after_fork(self) -> None:
         """Start anew: in a forked child none of the threads exist."""
+        self._make_crew()
+
+    def _make_crew(self) -> _Crew:
         self._crew = crew = _Crew(self._max_workers)
         # Rung when the pool goes. A function in C: nothing is interrupted in it.
         crew.pool = weakref.ref(self, crew.bell.put)  # type: ignore[arg-type]
+        return crew
 
     @property
     def accepts(self) -> bool:
@@ -111,6 +115,9 @@ class WorkerPool:
         crew = self._crew
         if not crew.open:
             return False
+        if type(crew.bell) is not queue.SimpleQueue:
+            # gevent has patched the standard library since: the old bell would stop all greenlets.
+            crew = self._make_crew()
         if crew.idle and crew.ring():
             return True
         if not crew.take_permit():

@@ -69,7 +69,12 @@ class Timer:
         Returns:
             False if it never will: after `close`, and where no thread can be started.
         """
-        if self._closed or not self._has_thread():
+        if self._closed:
+            return False
+        if type(self._inbox) is not queue.SimpleQueue:
+            # gevent has patched the standard library since: the old inbox would stop all greenlets.
+            self.reset_after_fork()
+        if not self._has_thread():
             return False
         self._inbox.put((time.monotonic() + seconds, next(self._order), call))
         return self._has_thread()
