@@ -132,7 +132,7 @@ def test_what_another_try_can_mend_is_retried(
 ) -> None:
     error: Exception = OSError()
     if status_code is not None:
-        error = RefusedError(status_code)  # type: ignore[arg-type] - some have a word there
+        error = RefusedError(status_code)  # type: ignore[arg-type]  # some have a word there
     model = ScriptedEmbeddings()
     embeddings = manual(model, attempts=2)
     for number in range(5):
