@@ -203,14 +203,6 @@ class Inbox:
         return self._entries.get(timeout=timeout)
 
 
-def test_a_call_that_comes_just_as_the_thread_gives_up_is_made(timer: Timer) -> None:
-    made = threading.Event()
-    inbox = timer._inbox = Inbox(timer, made.set)  # type: ignore[assignment]
-    timer.call_later(0.0, lambda: None)
-    assert made.wait(PATIENCE)
-    assert inbox.gave_up == 1
-
-
 def test_a_thread_that_gives_up_leaves_the_rest_to_the_one_that_has_begun(timer: Timer) -> None:
     timer._running.acquire()  # as the thread that works below holds it
     running = mock.Mock()

@@ -162,13 +162,13 @@ class Books:
 
     def let_go(self, flight: Flight[Any]) -> bool:
         """Take a flight out of the map before its time; True if that ended it."""
-        if flight.state is State.QUEUED and not flight.waiters:
-            self.end(flight, State.FAILED)
-            return True
         if not flight.ended:
             self.detached.add(flight)
         self.ledger.left_map(flight)
         self.shelf.remove(flight)
+        if flight.state is State.QUEUED and not flight.waiters:
+            self.end(flight, State.FAILED)
+            return True
         return False
 
     def take_out(self, flights: list[Flight[Any]]) -> None:
