@@ -7,7 +7,7 @@ TEST := $(VENVS)/.venv-test
 PLACES := $(VENVS)/.venv-places
 RUNTIMES := $(VENVS)/.venv-runtimes
 
-.PHONY: help demo test lint lowest versions runtimes places bench soak fleet repeat schedules mutants clean
+.PHONY: help demo test lint lowest versions runtimes places bench soak fleet repeat deep mutants clean
 
 help:
 	@echo "make demo   a voice bot's turn with and without prefetching, side by side"
@@ -20,7 +20,7 @@ help:
 	@echo "make soak   ten minutes of traffic, failures and a Redis that comes and goes"
 	@echo "make fleet  failovers of a real cluster and of Sentinel under traffic: some minutes"
 	@echo "make repeat all tests twenty times on a loaded machine, threads switching all the time"
-	@echo "make schedules  the core's threads in every order with up to two switches: some minutes"
+	@echo "make deep   interrupts and re-enters the core at every step, in all its ways: some minutes"
 	@echo "make mutants  change the core line by line; do the tests notice?"
 	@echo "make clean  remove the environments"
 
@@ -62,8 +62,8 @@ fleet: $(TEST)/installed
 repeat: $(TEST)/installed
 	$(TEST)/bin/python -m tests.tools.repeated $(ARGS)
 
-schedules: $(TEST)/installed
-	SCHEDULES_DEEP=1 $(TEST)/bin/python -m pytest -s --timeout 1200 tests/flights/test_schedules.py $(ARGS)
+deep: $(TEST)/installed
+	STATE_MACHINE_EXAMPLES=2000 $(TEST)/bin/python -m pytest --timeout 1200 tests/flights/test_interrupted.py tests/flights/test_reentrant.py tests/flights/test_state_machine.py $(ARGS)
 
 mutants: $(TEST)/installed
 	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[mutation]'

@@ -21,12 +21,16 @@ PACKAGE: Final = "src/prefetch_embeddings"
 
 FLIGHTS: Final = (
     *("backpressure", "cancellation", "claims", "close", "errors", "failed_prefetch"),
-    *("flight_map", "hedging", "identity", "model_calls", "one_flight"),
-    *("prefetch_many", "stats", "ttl", "vectors", "state_machine"),
+    *("hedging", "outage", "overdue", "nobody_wants", "identity", "model_calls", "one_flight"),
+    *("prefetch_many", "stats", "ttl", "vectors", "eviction_order", "own_asks", "state_machine"),
 )
 
 TESTS: Final[dict[str, list[str]]] = {
-    "_flights/map": [f"tests/flights/test_{name}.py" for name in FLIGHTS],
+    **{
+        f"_flights/{module}": [f"tests/flights/test_{name}.py" for name in FLIGHTS]
+        for module in ("map", "visits", "landing", "books", "shelf", "admission", "ledger")
+    },
+    "_flights/patience": [f"tests/flights/test_{name}.py" for name in ("overdue", "hedging")],
     "_background/pool": [
         "tests/background/test_worker_pool.py",
         *(
