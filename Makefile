@@ -63,7 +63,7 @@ repeat: $(TEST)/installed
 	$(TEST)/bin/python -m tests.tools.repeated $(ARGS)
 
 deep: $(TEST)/installed
-	STATE_MACHINE_EXAMPLES=2000 $(TEST)/bin/python -m pytest --timeout 1200 tests/flights/test_interrupted.py tests/flights/test_reentrant.py tests/flights/test_state_machine.py $(ARGS)
+	DEEP=1 STATE_MACHINE_EXAMPLES=2000 $(TEST)/bin/python -m pytest --timeout 1200 tests/flights/test_interrupted.py tests/flights/test_reentrant.py tests/flights/test_state_machine.py $(ARGS)
 
 mutants: $(TEST)/installed
 	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[mutation]'

@@ -152,9 +152,11 @@ class Books:
         self.ledger.ended(flight, state, now)
         if flight.by_prefetch:
             self.admission.give_back(flight)
-        if not flight.held:
+        if self.detached:
             self.detached.discard(flight)
-        elif state is not State.DONE or self.closed:
+        if not flight.held:
+            return
+        if state is not State.DONE or self.closed:
             self.ledger.left_map(flight)
             self.shelf.remove(flight)
         elif leaving := self.shelf.keep(flight, now):

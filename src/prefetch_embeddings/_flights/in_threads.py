@@ -134,11 +134,10 @@ class InThreads(Generic[V]):
         """Carry out a run in a thread of its own, which may hang; False if none can be had."""
 
         def job() -> None:
+            run.aside = True  # from here on, and not before, it is another thread's
             context.run(self.run_here, run, is_callers=False)
 
-        run.aside = True
         if not self._aside.submit(job):
-            run.aside = False
             return False
         run.began = True
         return True
