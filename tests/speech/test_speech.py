@@ -145,11 +145,11 @@ def test_a_short_partial_has_to_stand_longer_and_supersedes(
 ) -> None:
     speech = UtterancePrefetcher(embeddings, debounce=0.25, min_words=3)
     speech.on_partial("how  much")
-    embeddings.time.advance(0.49)
+    embeddings.time.advance(0.54)
     speech.on_partial("how much is")
     embeddings.time.advance(0.24)
     speech.on_partial("how many")
-    embeddings.time.advance(0.49)
+    embeddings.time.advance(0.54)
     assert _run(embeddings, model) == []
     embeddings.time.advance(0.01)
     assert _run(embeddings, model) == ["how many"]
@@ -918,7 +918,7 @@ def test_what_comes_while_a_partial_starts_has_it_taken_back(
             follow(speech)
         return asked
 
-    embeddings.prefetcher.ask = ask_late  # type: ignore[method-assign]
+    embeddings.prefetcher.ask = ask_late  # type: ignore[assignment,method-assign]
     speech = UtterancePrefetcher(embeddings, debounce=0.4)
     speech.on_partial("a b")
     embeddings.time.advance(0.4)
@@ -959,7 +959,7 @@ def test_two_threads_cannot_exceed_the_limit_together(
             speech.on_partial("a b c")  # as another thread would, in between
         return ask(text)
 
-    embeddings.prefetcher.ask = ask_late  # type: ignore[method-assign]
+    embeddings.prefetcher.ask = ask_late  # type: ignore[assignment,method-assign]
     speech = UtterancePrefetcher(embeddings, debounce=0.0, max_calls=1)
     speech.on_partial("a b")
     assert len(embeddings.executor) <= 1
@@ -1053,6 +1053,7 @@ def test_a_partial_brought_on_a_loop_is_prefetched(wrap: Wrap, model: ScriptedEm
         speech.on_partial("how much is it")
         await auntil(lambda: embeddings.is_ready("how much is it"))
         speech.on_final("how much is it")
+        await auntil(lambda: speech.last_utterance)  # the timer's thread may carry it out
         return await embeddings.aembed_query("how much is it")
 
     assert asyncio.run(turn()) == model.vector("how much is it")
