@@ -146,7 +146,8 @@ def _before_final(lead: float, trace: Trace, detector: float | None) -> float:
     """Return the lead before the final transcript, where the turn ended later than that."""
     if detector is None:
         return lead
-    return lead - max(0.0, trace.speech_end_seconds + detector - trace.final.at_seconds)
+    ended_after_final = trace.speech_end_seconds + detector - trace.final.at_seconds
+    return max(0.0, lead - max(0.0, ended_after_final))
 
 
 def policies() -> dict[str, Policy]:
