@@ -14,8 +14,9 @@ transcripts from whatever recogniser listens to the call (which gets the audio b
     documents = await retriever.ainvoke(question)
 
 The dialplan needs ``Set(TALK_DETECT(set)=300)`` before ``Stasis(bot)``, or the bot sets that
-variable by ARI. The number is the silence, in milliseconds, after which a caller counts as silent.
-Without it Asterisk waits 2.5 s, longer than any recogniser: then make it ``speech_signals=False``.
+variable by ARI. The number is the silence, in milliseconds, after which the caller counts as
+silent. Without it Asterisk waits 2.5 s, longer than any recogniser: then make it
+``speech_signals=False``.
 """
 
 from collections.abc import Callable, Mapping

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from prefetch_embeddings._speech.utterance import Ask
 
-__all__ = ["Prefetches", "SpeechStats", "UtterancePrefetcher", "UtteranceStats"]
+__all__ = ["SpeechStats", "UtterancePrefetcher", "UtteranceStats"]
 
-SHORT_SECONDS: Final = 0.5
+SHORT_SECONDS: Final = 0.55
 """What a partial transcript of fewer words than `min_words` must stand: it may be all there is."""
 
-SETTLING_SECONDS: Final = 0.03
+SETTLING_SECONDS: Final = 0.01
 """From the detector's "stopped", or a partial transcript after it, to the prefetch.
 
 Enough for what a recogniser sends in one go. Each further tenth of a second costs that much lead.
@@ -64,7 +64,7 @@ class UtterancePrefetcher:
       the fewest calls. A final transcript that comes while the caller still speaks is one of
       several, and is taken as a partial one.
     * Without these signals a partial transcript is prefetched once it has stood unchanged for
-      `debounce` seconds, or half a second if it has fewer than `min_words` words.
+      `debounce` seconds, or 0.55 s if it has fewer than `min_words` words.
 
     A newer transcript supersedes an older one: if its prefetch is still queued, it is withdrawn and
     not paid for. With `match` set on the prefetcher, "unchanged" and "the same" are what `match`
@@ -232,12 +232,11 @@ class UtterancePrefetcher:
         return None if last is None else last.stats()
 
     def stats(self) -> SpeechStats:
-        """Return the sums over all utterances, as one consistent snapshot."""
-        return self._totals
+        """Return the sums over all utterances, as one consistent snapshot.
 
-    def on_served(self, mark: int | str) -> None:
-        """Take in that a query was served with what this asked for. Called by `ServedQueries`."""
-        self._mailbox.post(self._note_served, mark)
+        What came while another thread was busy with this prefetcher may be missing for a moment.
+        """
+        return self._totals
 
     # --- What the mailbox carries out ------------------------------------------------------------
 
@@ -349,6 +348,9 @@ class UtterancePrefetcher:
     def _on_timer(self) -> None:
         self._mailbox.post(self._wake)
 
+    def _on_served(self, mark: int | str) -> None:
+        self._mailbox.post(self._note_served, mark)
+
     def _ask(self, utterance: Utterance, transcript: Transcript) -> PrefetchOutcome:
         """Prefetch a transcript's text, and keep what tells what becomes of it."""
         context = transcript.context or contextvars.copy_context()
@@ -372,7 +374,7 @@ class UtterancePrefetcher:
     def _mark(self, ask: Ask, mark: int | str) -> None:
         if mark not in ask.marks:
             ask.marks.add(mark)
-            ask.places.append(self._served.tell(self, mark))
+            ask.places.append(self._served.tell(self._on_served, mark))
 
     def _withdraw(self, utterance: Utterance, transcript: Transcript) -> None:
         """Take back what was asked for a text; not paid for if it is queued and nobody else's."""

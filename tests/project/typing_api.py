@@ -406,4 +406,4 @@ assert_type(manual.time.reset_after_fork(), None)
 # --- What speech stands on -----------------------------------------------------------------------
 
 anything_that_prefetches: Prefetches = manual
-assert_type(UtterancePrefetcher(anything_that_prefetches).on_served(1), None)
+assert_type(UtterancePrefetcher(anything_that_prefetches), UtterancePrefetcher)

@@ -147,11 +147,11 @@ def test_a_short_partial_has_to_stand_longer_and_supersedes(
 ) -> None:
     speech = UtterancePrefetcher(embeddings, debounce=0.25, min_words=3)
     speech.on_partial("how  much")
-    embeddings.time.advance(0.49)
+    embeddings.time.advance(0.54)
     speech.on_partial("how much is")
     embeddings.time.advance(0.24)
     speech.on_partial("how many")
-    embeddings.time.advance(0.49)
+    embeddings.time.advance(0.54)
     assert _run(embeddings, model) == []
     embeddings.time.advance(0.01)
     assert _run(embeddings, model) == ["how many"]
@@ -1055,6 +1055,7 @@ def test_a_partial_brought_on_a_loop_is_prefetched(wrap: Wrap, model: ScriptedEm
         speech.on_partial("how much is it")
         await auntil(lambda: embeddings.is_ready("how much is it"))
         speech.on_final("how much is it")
+        await auntil(lambda: speech.last_utterance)  # the timer's thread may carry it out
         return await embeddings.aembed_query("how much is it")
 
     assert asyncio.run(turn()) == model.vector("how much is it")

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.traces import RECORDED, Partial, Trace, load, plain, questions
 from benchmarks.traces.parametric import (
+    FAST_FINALS,
     FEW_PARTIALS,
     MANY_PARTIALS,
     Difference,
@@ -43,6 +44,7 @@ SHAPES = pytest.mark.parametrize(
     [
         MANY_PARTIALS,
         FEW_PARTIALS,
+        FAST_FINALS,
         *(replace(MANY_PARTIALS, punctuation=punctuation) for punctuation in Punctuation),
         *(
             replace(MANY_PARTIALS, settled_share=0.0, differences=((difference, 1.0),))
@@ -376,3 +378,17 @@ def test_speakers_vary_and_depend_on_seed_and_line_alone() -> None:
     assert speakers != [speaker_of(line, seed=2) for line in range(100)]
     assert {speaker.voice for speaker in speakers} == set(VOICES)
     assert {speaker.chunk_ms for speaker in speakers} == set(CHUNKS_MS)
+
+
+def test_a_fast_recogniser_is_final_soon_after_the_last_sound() -> None:
+    for each in generate(100, shape=FAST_FINALS):
+        assert each.final.at_seconds - each.speech_end_seconds == pytest.approx(0.3, abs=0.002)
+
+
+def test_pauses_lie_within_the_speech() -> None:
+    traces = generate(200, shape=MANY_PARTIALS)
+    assert any(each.pauses for each in traces)
+    for each in traces:
+        times = [moment for pause in each.pauses for moment in pause]
+        assert times == sorted(times)
+        assert all(0.0 < moment < each.speech_end_seconds for moment in times)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from prefetch_embeddings.events import PrefetchEvent, QueryServed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefetch_embeddings._flights.prefetcher import Prefetcher
-
-
-class Interested(Protocol):
-    """Who wants to know."""
-
-    def on_served(self, mark: int | str) -> None:
-        """Take in that a query was served by the flight, or for the text, with this mark."""
 
 
 class Place:
     """Those who asked for one flight or text. Lives as long as one of them keeps it."""
 
     def __init__(self) -> None:
-        self.interested: Final[list[weakref.ref[Interested]]] = []
+        self.interested: Final[list[weakref.WeakMethod[Callable[[int | str], None]]]] = []
 
 
 class ServedQueries:
@@ -39,22 +34,24 @@ class ServedQueries:
         )
 
     @classmethod
-    def of(cls, prefetcher: Prefetcher[Any]) -> Self:
+    def of(cls, prefetcher: Prefetcher[Any]) -> ServedQueries:
         """Return that of `prefetcher`, which is made when first asked for."""
-        known = _known.get(prefetcher)
-        if isinstance(known, cls):
-            return known
-        found = cls()
-        _known[prefetcher] = found
-        prefetcher.add_listener(found)
+        found = _known.get(prefetcher)
+        if found is None:
+            found = _known[prefetcher] = cls()
+            prefetcher.add_listener(found)
         return found
 
-    def tell(self, who: Interested, mark: int | str) -> Place:
-        """Have `who` told of queries with this mark, as long as it keeps what this returns."""
+    def tell(self, method: Callable[[int | str], None], mark: int | str) -> Place:
+        """Have a method called with `mark` at each query that has it.
+
+        Returns:
+            What the method's object must keep for as long as it wants to be told.
+        """
         place = self._places.get(mark)
         if place is None:
             place = self._places[mark] = Place()
-        place.interested.append(weakref.ref(who))
+        place.interested.append(weakref.WeakMethod(method))
         return place
 
     def __call__(self, event: PrefetchEvent) -> None:
@@ -66,9 +63,9 @@ class ServedQueries:
         for mark in (event.flight, event.text_digest):
             place = self._places.get(mark)
             for ref in () if place is None else tuple(place.interested):
-                interested = ref()
-                if interested is not None:
-                    interested.on_served(mark)
+                method = ref()
+                if method is not None:
+                    method(mark)
 
 
 _known: Final[weakref.WeakKeyDictionary[Prefetcher[Any], ServedQueries]] = (
