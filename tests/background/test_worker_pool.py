@@ -1,4 +1,4 @@
-"""The pool of prefetch threads: order, bounds, idle threads, and the end."""
+"""The pools of threads: order, bounds, idle threads, refusals, and the end."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import gc
 import queue
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import pytest
 
-from prefetch_embeddings._background import pool as workers
-from prefetch_embeddings._background.pool import WorkerPool
+from prefetch_embeddings._background import pool as pools
+from prefetch_embeddings._background.pool import JobPool, WorkerPool
 from tests.helpers import PATIENCE, Call, until
+
+NO_THREADS = mock.patch.object(threading.Thread, "start", side_effect=RuntimeError)
 
 
 class Held:
@@ -25,24 +30,45 @@ class Held:
         self.end = threading.Event()
         self.thread: threading.Thread
 
-    def __call__(self, job: object) -> None:
+    def __call__(self) -> None:
         self.thread = threading.current_thread()
         self.running.set()
         assert self.end.wait(PATIENCE)
 
 
+class Ran:
+    """Makes jobs that note that they ran."""
+
+    def __init__(self) -> None:
+        self._names: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def __call__(self, name: str) -> Callable[[], None]:
+        return lambda: self._names.put(name)
+
+    def next(self, count: int = 1) -> list[str]:
+        return [self._names.get(timeout=PATIENCE) for _ in range(count)]
+
+    def nothing_more(self) -> bool:
+        return self._names.empty()
+
+
 @pytest.fixture
-def pool() -> Iterator[WorkerPool]:
-    pool = WorkerPool(2, name="pool")
+def pool() -> Iterator[JobPool]:
+    pool = JobPool(2, name="pool")
     yield pool
     pool.close()
     assert pool.join(PATIENCE)
 
 
-def occupy(pool: WorkerPool, count: int) -> list[Held]:
+@pytest.fixture
+def ran() -> Ran:
+    return Ran()
+
+
+def occupy(pool: JobPool, count: int = 1) -> list[Held]:
     held = [Held() for _ in range(count)]
     for each in held:
-        assert pool.submit(each, each) is True
+        assert pool.submit(each) is True
         assert each.running.wait(PATIENCE)
     return held
 
@@ -52,28 +78,36 @@ def release(held: list[Held]) -> None:
         each.end.set()
 
 
-def test_jobs_run_with_their_name_in_order(pool: WorkerPool) -> None:
+def end(pool: WorkerPool) -> None:
+    pool.close()
+    assert pool.join(PATIENCE)
+
+
+# --- Jobs and threads ----------------------------------------------------------------------------
+
+
+def test_jobs_run_in_their_order(pool: JobPool, ran: Ran) -> None:
     held = occupy(pool, 2)
-    ran: queue.SimpleQueue[object] = queue.SimpleQueue()
-    for job in range(5):
-        assert pool.submit(job, ran.put) is True
+    for name in "abcde":
+        assert pool.submit(ran(name)) is True
     held[0].end.set()
-    assert [ran.get(timeout=PATIENCE) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert ran.next(5) == ["a", "b", "c", "d", "e"]
     release(held)
 
 
-def test_threads_are_daemons_under_the_pools_name(pool: WorkerPool) -> None:
-    [held] = occupy(pool, 1)
+def test_threads_are_daemons_under_the_pools_name(pool: JobPool) -> None:
+    [held] = occupy(pool)
     assert held.thread.daemon
     assert held.thread.name == "pool"
     held.end.set()
-    assert WorkerPool(1)._name == "prefetch-embeddings"
+    for nameless in (JobPool(1), WorkerPool(deque(), 1)):  # type: ignore[arg-type]
+        assert nameless._name == "prefetch-embeddings"
 
 
-def test_no_more_threads_than_allowed(pool: WorkerPool) -> None:
+def test_no_more_threads_than_allowed(pool: JobPool) -> None:
     held = occupy(pool, 2)
     third = Held()
-    assert pool.submit(third, third) is True
+    assert pool.submit(third) is True
     assert len(pool._threads) == 2
     assert not third.running.is_set()
     held[0].end.set()
@@ -82,83 +116,121 @@ def test_no_more_threads_than_allowed(pool: WorkerPool) -> None:
     release([*held, third])
 
 
-def test_two_submits_at_once_start_no_thread_too_many() -> None:
-    # Both find that a thread may be started; the second of them must look again.
-    pool = WorkerPool(1)
-    first = Held()
-    assert pool.submit(first, first) is True
-    assert pool._start_thread("second") is True
-    assert len(pool._threads) == 1
+def test_an_idle_thread_takes_the_next_job(pool: JobPool) -> None:
+    [first] = occupy(pool)
     first.end.set()
-    pool.close()
-    assert pool.join(PATIENCE)
-
-
-def test_an_idle_thread_takes_the_next_job(pool: WorkerPool) -> None:
-    [first] = occupy(pool, 1)
-    first.end.set()
-    until(lambda: pool._idle == 1)
-    [second] = occupy(pool, 1)
+    until(lambda: len(pool._idle) == 1)
+    [second] = occupy(pool)
     assert second.thread is first.thread
-    assert pool._idle == 0
+    assert not pool._idle
     second.end.set()
-    until(lambda: pool._idle == 1)
+    until(lambda: len(pool._idle) == 1)
     assert len(pool._threads) == 1
 
 
-def test_a_withdrawn_job_does_not_run(pool: WorkerPool) -> None:
-    held = occupy(pool, 2)
-    ran: queue.SimpleQueue[object] = queue.SimpleQueue()
-    for job in "abc":
-        pool.submit(job, ran.put)
-    pool.withdraw("b")
-    pool.withdraw("nobody knows it")
+def test_without_a_bound_every_job_has_a_thread_at_once() -> None:
+    pool = JobPool(None)
+    held = occupy(pool, 50)
+    assert len(pool._threads) == 50
     release(held)
-    assert [ran.get(timeout=PATIENCE) for _ in range(2)] == ["a", "c"]
-    until(lambda: pool._idle == 2)
-    assert ran.empty()
+    end(pool)
 
 
-def test_closing_refuses_what_comes_and_runs_what_is_queued(pool: WorkerPool) -> None:
+def test_a_job_that_raises_costs_its_thread_and_nothing_else(
+    pool: JobPool, ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    monkeypatch.setattr(threading, "excepthook", seen.put)
+
+    def bad() -> None:
+        raise SystemError
+
     held = occupy(pool, 2)
-    ran: queue.SimpleQueue[object] = queue.SimpleQueue()
-    pool.submit("withdrawn", ran.put)
-    pool.submit("queued", ran.put)
-    pool.close()
-    pool.withdraw("withdrawn")
-    assert pool.submit("late", ran.put) is False
-    assert pool.join(0.0) is False, "a running job counts as gone"
+    for name in "ab":
+        pool.submit(bad)
+        pool.submit(ran(name))
     release(held)
-    assert pool.join(PATIENCE) is True
-    assert ran.get_nowait() == "queued"
-    assert ran.empty()
-
-
-def test_closing_wakes_idle_threads(pool: WorkerPool) -> None:
+    assert ran.next(2) == ["a", "b"]
+    for _ in range(2):
+        assert seen.get(timeout=PATIENCE).exc_type is SystemError
     release(occupy(pool, 2))
-    until(lambda: pool._idle == 2)
-    pool.close()
-    assert pool.join(PATIENCE)
-    assert pool._idle == 0
-    pool.close()  # once more does no harm
-    assert pool._wakeups.empty()
 
 
-def test_where_no_thread_can_be_started_nothing_is_taken() -> None:
-    pool = WorkerPool(2)
-    with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError):
-        assert pool.submit("job", print) is False
+# --- Refusals ------------------------------------------------------------------------------------
+
+
+def test_where_no_thread_can_be_started_nothing_is_taken(ran: Ran) -> None:
+    pool = JobPool(2)
+    with NO_THREADS:
+        for _ in range(5):
+            assert pool.submit(ran("refused")) is False
     assert not pool._threads
     assert not pool._jobs, "a refused job stays in the queue"
-    [held] = occupy(pool, 1)
-    ran: queue.SimpleQueue[object] = queue.SimpleQueue()
-    with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError):
-        assert pool.submit("job", ran.put) is True, "a thread there is can run it later"
+    held = occupy(pool, 2)
+    release(held)
+    end(pool)
+    assert ran.nothing_more()
+
+
+def test_a_thread_that_there_is_runs_what_no_new_one_can(ran: Ran) -> None:
+    pool = JobPool(2)
+    [held] = occupy(pool)
+    with NO_THREADS:
+        assert pool.submit(ran("job")) is True
     assert len(pool._threads) == 1
     held.end.set()
-    assert ran.get(timeout=PATIENCE) == "job"
+    assert ran.next() == ["job"]
+    end(pool)
+
+
+def test_without_a_bound_no_job_is_taken_that_would_have_to_wait(ran: Ran) -> None:
+    pool = JobPool(None)
+    held = occupy(pool)
+    with NO_THREADS:
+        assert pool.submit(ran("job")) is False, "taken, with nobody to run it at once"
+    assert not pool._jobs
+    release(held)
+    end(pool)
+
+
+def test_of_two_jobs_that_are_the_same_one_is_refused(ran: Ran) -> None:
+    pool = JobPool(1)
+    [held] = occupy(pool)
+    job = ran("job")
+    pool.submit(job)
     pool.close()
+    assert pool.submit(job) is False
+    held.end.set()
     assert pool.join(PATIENCE)
+    assert ran.next() == ["job"]
+    assert ran.nothing_more()
+
+
+def test_a_job_that_another_thread_took_is_not_refused() -> None:
+    pool = JobPool(None)
+
+    def start(thread: threading.Thread) -> None:
+        pool._jobs.clear()
+        raise RuntimeError
+
+    with mock.patch.object(threading.Thread, "start", start):
+        assert pool.submit(print) is True
+
+
+@pytest.mark.parametrize("workers", [1, None])
+def test_what_interrupts_the_start_of_a_thread_leaves_its_place_free(
+    workers: int | None, ran: Ran
+) -> None:
+    pool = JobPool(workers)
+    with (
+        mock.patch.object(threading.Thread, "start", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        pool.submit(ran("a"))
+    assert not pool._threads
+    assert pool.submit(ran("b")) is True
+    assert ran.next(2) == ["a", "b"], "the first was taken in before"
+    end(pool)
 
 
 def test_no_thread_is_started_while_the_interpreter_shuts_down(
@@ -167,60 +239,165 @@ def test_no_thread_is_started_while_the_interpreter_shuts_down(
     thread = threading.Thread(target=int)
     monkeypatch.setattr(sys, "is_finalizing", lambda: True)
     with pytest.raises(RuntimeError, match=r"^the interpreter is shutting down$"):
-        workers.start(thread)
+        pools.start(thread)
     assert thread.ident is None
 
 
+# --- Idle threads --------------------------------------------------------------------------------
+
+
 def test_threads_end_after_a_while_without_work(
-    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+    pool: JobPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "IDLE_SECONDS", 0.01)
-    release(occupy(pool, 2))
-    assert pool.join(PATIENCE), "idle threads stay"
-    assert pool._idle == 0
-    release(occupy(pool, 1))
+    monkeypatch.setattr(pools, "IDLE_SECONDS", 0.01)
+    for _ in range(3):
+        release(occupy(pool, 2))
+        assert pool.join(PATIENCE), "idle threads stay"
+        assert not pool._idle
 
 
-def test_a_thread_that_gives_up_waiting_still_runs_what_was_left_to_it() -> None:
-    # Its wait ends just as a submit, which counted on it, is about to wake it.
-    pool = WorkerPool(1)
+class Bells:
+    """Bells in the place of `SimpleQueue`: a test says when a thread has waited long enough."""
 
-    class Wakeups:
+    def __init__(self) -> None:
+        self.made: list[Bells.Bell] = []
+
+    def __call__(self) -> Bells.Bell:
+        self.made.append(Bells.Bell())
+        return self.made[-1]
+
+    class Bell:
         def __init__(self) -> None:
-            self.gives_up = threading.Event()
-            self.tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+            self.waits: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+            self.ends: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+        def put(self, item: None) -> None:
+            self.ends.put(True)
 
         def get(self, timeout: float | None = None) -> None:
-            if timeout is None:
-                return self.tokens.get(timeout=PATIENCE)
-            assert timeout == workers.IDLE_SECONDS
-            assert self.gives_up.wait(PATIENCE)
-            raise queue.Empty
+            self.waits.put(timeout)
+            if not self.ends.get(timeout=PATIENCE):
+                raise queue.Empty
 
-        def put(self, token: None) -> None:
-            self.tokens.put(token)
+        def give_up(self) -> None:
+            self.ends.put(False)
 
-    wakeups = pool._wakeups = Wakeups()  # type: ignore[assignment]
-    release(occupy(pool, 1))
-    until(lambda: pool._idle == 1)
-    ran: queue.SimpleQueue[object] = queue.SimpleQueue()
-    assert pool.submit("job", ran.put) is True
-    wakeups.gives_up.set()
-    assert ran.get(timeout=PATIENCE) == "job"
-    pool.close()
+
+@pytest.fixture
+def bells() -> Iterator[Bells]:
+    bells = Bells()
+    with mock.patch.object(pools, "queue", mock.Mock(SimpleQueue=bells, Empty=queue.Empty)):
+        yield bells
+
+
+def test_a_thread_whose_bell_is_in_hand_waits_for_the_ring(bells: Bells, ran: Ran) -> None:
+    pool = JobPool(1)
+    release(occupy(pool))
+    [bell] = bells.made
+    assert bell.waits.get(timeout=PATIENCE) == pools.IDLE_SECONDS
+    assert pool._idle.pop() is bell  # as `wake` does before it rings
+    bell.give_up()
+    assert bell.waits.get(timeout=PATIENCE) == pools.RINGING_SECONDS
+    assert pool._threads, "it has ended with a ring on its way"
+    pool._jobs.append(ran("job"))
+    bell.put(None)
+    assert ran.next() == ["job"]
+    end(pool)
+
+
+def test_a_ring_that_never_comes_costs_no_job(bells: Bells, ran: Ran) -> None:
+    pool = JobPool(1)
+    release(occupy(pool))
+    [bell] = bells.made
+    bell.waits.get(timeout=PATIENCE)
+    pool._idle.pop()
+    pool._jobs.append(ran("job"))
+    bell.give_up()
+    bell.waits.get(timeout=PATIENCE)
+    bell.give_up()
+    assert ran.next() == ["job"]
+    end(pool)
+
+
+def test_a_thread_that_gives_up_waiting_ends(bells: Bells) -> None:
+    pool = JobPool(1)
+    release(occupy(pool))
+    [bell] = bells.made
+    bell.waits.get(timeout=PATIENCE)
+    bell.give_up()
     assert pool.join(PATIENCE)
+    assert not pool._idle
 
 
-def test_a_parked_thread_keeps_nothing_alive(pool: WorkerPool) -> None:
+class Late:
+    """A source in which a job turns up just as the thread has found none."""
+
+    def __init__(self, *jobs: Callable[[], None]) -> None:
+        self.jobs: deque[Callable[[], None]] = deque()
+        self.to_come = deque(jobs)
+
+    def take(self) -> Callable[[], None] | None:
+        if self.jobs:
+            return self.jobs.popleft()
+        if self.to_come:
+            self.jobs.append(self.to_come.popleft())
+        return None
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+
+def test_a_thread_looks_once_more_before_it_sleeps(ran: Ran) -> None:
+    pool = WorkerPool(Late(ran("a"), ran("b")), 1)
+    assert pool.wake() is True
+    assert ran.next(2) == ["a", "b"]
+    until(lambda: len(pool._idle) == 1)
+    end(pool)
+
+
+def test_a_closed_pools_thread_runs_what_turns_up_while_it_ends(ran: Ran) -> None:
+    source = Late(ran("a"), ran("b"))
+    pool = WorkerPool(source, 1)
+    with mock.patch.object(pools, "start"):
+        pool.wake()
+    [thread] = pool._threads
+    pool.close()
+    thread.start()
+    assert pool.join(PATIENCE)
+    assert ran.next(2) == ["a", "b"]
+    assert not pool._idle
+
+
+def test_whoever_counts_on_a_thread_that_ends_gets_another(
+    monkeypatch: pytest.MonkeyPatch, ran: Ran
+) -> None:
+    monkeypatch.setattr(pools, "IDLE_SECONDS", 0.0)
+    pool = JobPool(1)
+    gone = pool._gone
+    once = deque([ran("job")])
+
+    def add_and_go(thread: threading.Thread) -> None:
+        while once:  # it comes when nobody looks any more, and finds no permit
+            pool._jobs.append(once.pop())
+            assert pool.wake() is True
+        gone(thread)
+
+    monkeypatch.setattr(pool, "_gone", add_and_go)
+    release(occupy(pool))
+    assert ran.next() == ["job"]
+    end(pool)
+
+
+def test_a_parked_thread_keeps_nothing_alive(pool: JobPool) -> None:
     class Job:
-        def run(self, job: object) -> None:
+        def run(self) -> None:
             pass
 
     job = Job()
     gone = weakref.ref(job)
-    pool.submit(job, job.run)
+    pool.submit(job.run)
     del job
-    until(lambda: pool._idle == 1)
+    until(lambda: len(pool._idle) == 1)
 
     def collected() -> bool:
         gc.collect()
@@ -229,53 +406,114 @@ def test_a_parked_thread_keeps_nothing_alive(pool: WorkerPool) -> None:
     until(collected)
 
 
-def test_joining_waits_for_the_last_thread(pool: WorkerPool) -> None:
-    [held] = occupy(pool, 1)
+# --- The end -------------------------------------------------------------------------------------
+
+
+def test_closing_refuses_what_comes_and_runs_what_is_queued(pool: JobPool, ran: Ran) -> None:
+    held = occupy(pool, 2)
+    pool.submit(ran("queued"))
+    pool.close()
+    assert pool.submit(ran("late")) is False
+    assert pool.wake() is False
+    assert pool.join(0.0) is False, "a running job counts as gone"
+    release(held)
+    assert pool.join(PATIENCE) is True
+    assert ran.next() == ["queued"]
+    assert ran.nothing_more()
+
+
+def test_closing_wakes_idle_threads(pool: JobPool) -> None:
+    release(occupy(pool, 2))
+    until(lambda: len(pool._idle) == 2)
+    pool.close()
+    assert pool.join(PATIENCE)
+    assert not pool._idle
+    pool.close()  # once more does no harm
+    assert pool.wake() is False
+
+
+def test_a_closed_pool_starts_no_thread_for_what_is_left(
+    pool: JobPool, ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [held] = occupy(pool)
+    monkeypatch.setattr(pool, "_sleep", lambda bell: False)
+    pool.close()
+    monkeypatch.setattr(pool, "wake", mock.Mock(side_effect=AssertionError))
+    take = pool._jobs.take
+    monkeypatch.setattr(type(pool._jobs), "take", lambda jobs: None if jobs else take())
+    pool._jobs.append(ran("left"))
+    held.end.set()
+    assert pool.join(PATIENCE)
+    assert ran.nothing_more()
+
+
+def test_joining_waits_for_the_last_thread(pool: JobPool) -> None:
+    [held] = occupy(pool)
     pool.close()
     joining = Call(pool.join, PATIENCE)
     held.end.set()
     assert joining.result() is True
 
 
-def test_a_forked_childs_pool_starts_anew() -> None:
-    pool = WorkerPool(1)
-    lock = pool._lock
-    pool._threads.add(threading.current_thread())  # of the parent, where they still are
-    pool._jobs["the parent's"] = print
-    pool._idle = 1
-    pool._wakeups.put(None)
+def test_joining_gives_up_after_its_time(pool: JobPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    [held] = occupy(pool)
+    now = [100.0]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += 1.0
+
+    monkeypatch.setattr(pools, "time", mock.Mock(monotonic=lambda: now[0], sleep=sleep, spec=time))
+    assert pool.join(3.0) is False
+    assert slept == [0.001] * 4
+    monkeypatch.undo()
+    held.end.set()
+
+
+# --- Forks ---------------------------------------------------------------------------------------
+
+
+def test_a_forked_childs_pool_starts_anew(ran: Ran) -> None:
+    pool = JobPool(1)
+    with mock.patch.object(pools, "start"):  # of the parent, where the thread is
+        pool.submit(ran("the parent's"))
+    pool._idle.append(queue.SimpleQueue())
     pool.close()
     pool.reset_after_fork()
-    assert pool._lock is not lock
     assert not pool._threads
-    assert pool._wakeups.empty()
-    [held] = occupy(pool, 1)
-    assert held.thread is not threading.current_thread()
+    assert not pool._idle
+    [held] = occupy(pool)
+    pool.submit(ran("the child's"))
+    assert len(pool._threads) == 1
     held.end.set()
-    until(lambda: pool._idle == 1)
-    assert not pool._jobs
-    pool.close()
-    assert pool.join(PATIENCE)
+    assert ran.next() == ["the child's"]
+    assert ran.nothing_more()
+    end(pool)
 
 
-def test_without_a_bound_every_job_has_a_thread_at_once() -> None:
-    pool = WorkerPool(None)
-    held = occupy(pool, 50)
-    assert len(pool._threads) == 50
-    with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError):
-        assert pool.submit("job", print) is False, "taken, with nobody to run it at once"
-    assert not pool._jobs
-    release(held)
-    pool.close()
-    assert pool.join(PATIENCE)
+def test_a_thread_that_is_the_childs_only_one_ends_with_its_job(ran: Ran) -> None:
+    pool = JobPool(1)
+
+    def fork() -> None:
+        pool.reset_after_fork()
+        pool._jobs.append(ran("another's"))
+
+    with mock.patch.object(pools, "start"):
+        pool.submit(fork)
+    [thread] = pool._threads
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert ran.nothing_more(), "it runs on beside the child's own threads"
+    assert len(pool._permits or ()) == 1, "a permit too many"
+    assert pool.wake() is True
+    assert ran.next() == ["another's"]
+    end(pool)
 
 
-def test_a_job_that_another_thread_took_is_not_refused() -> None:
-    pool = WorkerPool(None)
-
-    def start(thread: threading.Thread) -> None:
-        pool._jobs.clear()
-        raise RuntimeError
-
-    with mock.patch.object(threading.Thread, "start", start):
-        assert pool.submit("job", print) is True
+def test_pools_are_known_to_the_fork_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[object] = []
+    monkeypatch.setattr(pools.forks, "register", registered.append)
+    pool = JobPool(1)
+    assert registered == [pool]
