@@ -15,7 +15,9 @@ from benchmarks import (
     connections,
     exposed,
     hit_path,
+    many_turns,
     memory,
+    misses,
     picture,
     prefetch_cost,
     redis_tier,
@@ -38,10 +40,12 @@ PACKAGES = (
 
 MEASUREMENTS: list[Callable[[], list[Row]]] = [
     hit_path.measure,
+    misses.measure,
     prefetch_cost.measure,
     prefetch_cost.measure_scaling,
     exposed.measure,
     exposed.measure_one_call,
+    many_turns.measure,
     redis_tier.measure,
     redis_tier.measure_single_flight,
     redis_tier.measure_trouble,

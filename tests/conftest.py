@@ -17,6 +17,7 @@ from prefetch_embeddings.testing import (
     ScriptedEmbeddings,
     assert_no_leaks,
 )
+from tests.helpers import TimeByHand
 
 # A time bound on a test case is one that a loaded machine breaks.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
@@ -38,6 +39,21 @@ def wrap() -> Iterator[Callable[..., PrefetchingEmbeddings]]:
 
     def make(model: Embeddings, **options: Any) -> PrefetchingEmbeddings:
         made.append(PrefetchingEmbeddings(model, **options))
+        return made[-1]
+
+    yield make
+    for embeddings in made:
+        embeddings.close()
+        assert_no_leaks(embeddings)
+
+
+@pytest.fixture
+def timed() -> Iterator[Callable[..., TimeByHand]]:
+    """Makes wrappers with real threads whose time the test drives; checks each after the test."""
+    made: list[TimeByHand] = []
+
+    def make(model: Embeddings, **options: Any) -> TimeByHand:
+        made.append(TimeByHand(model, **options))
         return made[-1]
 
     yield make

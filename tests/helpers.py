@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-import pytest
 from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchingEmbeddings
+from prefetch_embeddings._background import Background
+from prefetch_embeddings._background.pool import WorkerPool
+from prefetch_embeddings.testing import ManualTime
 
 T = TypeVar("T")
 
@@ -70,25 +72,38 @@ async def auntil(condition: Callable[[], object]) -> None:
 class QueriesTakenIn:
     """Counts the queries that have met their flight, of whatever wrapper it is made for."""
 
-    def __init__(self, embeddings: PrefetchingEmbeddings, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._taken_in = threading.Semaphore(0)
-        enter = embeddings._flights.enter
-
-        def telling(*args: Any, **options: Any) -> Any:
-            met = enter(*args, **options)
-            self._taken_in.release()
-            return met
-
-        monkeypatch.setattr(embeddings._flights, "enter", telling)
+    def __init__(self, embeddings: PrefetchingEmbeddings) -> None:
+        self._embeddings = embeddings
+        self.start_anew()
 
     def wait_for(self, number: int) -> None:
         """Wait until so many more have."""
-        for _ in range(number):
-            assert self._taken_in.acquire(timeout=PATIENCE), "a query has met no flight"
+        self._seen += number
+        until(lambda: self._number() >= self._seen)
 
     def start_anew(self) -> None:
         """Forget those that nobody waited for."""
-        self._taken_in = threading.Semaphore(0)
+        self._seen = self._number()
+
+    def _number(self) -> int:
+        stats = self._embeddings.stats()
+        return stats.query_ready + stats.query_joined + stats.query_claimed + stats.query_missed
+
+
+class TimeByHand(PrefetchingEmbeddings):
+    """A wrapper with real threads, whose clock stands still until the test advances it."""
+
+    def __init__(self, underlying_embeddings: Embeddings, **options: Any) -> None:
+        self.time = ManualTime()
+        super().__init__(underlying_embeddings, **options)
+
+    def _background(self) -> Background:
+        return Background(self.time, self.time, WorkerPool)
+
+
+def waiters(embeddings: PrefetchingEmbeddings, text: str) -> int:
+    """Return how many queries and explicit waits wait for the flight of `text`."""
+    return embeddings.prefetcher.waiters(text)
 
 
 class SyncSideOnly(Embeddings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.embeddings import Embeddings
@@ -13,7 +12,7 @@ from prefetch_embeddings._background import Background
 from prefetch_embeddings._background.pool import WorkerPool
 from prefetch_embeddings._background.timer import Timer
 from prefetch_embeddings._flights.prefetcher import Prefetcher
-from prefetch_embeddings.matching import key_of
+from prefetch_embeddings.keys import key_of
 from prefetch_embeddings.reporting import Reporter
 from prefetch_embeddings.vectors import VectorLoader, own
 
@@ -100,7 +99,7 @@ class PrefetchingEmbeddings(Embeddings):
         self._model = underlying_embeddings
         self._prefetcher: Prefetcher[Vector] = Prefetcher(
             VectorLoader(underlying_embeddings, symmetric=symmetric),
-            key=partial(key_of, match),
+            key=key_of(match),
             ttl=ttl,
             max_entries=max_entries,
             max_workers=max_workers,

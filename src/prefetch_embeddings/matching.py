@@ -17,7 +17,7 @@ import unicodedata
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Iterable
 
 ENGLISH_FILLERS: Final = frozenset({"ah", "eh", "er", "erm", "hm", "hmm", "mm", "uh", "uhm", "um"})
 """Sounds of hesitation. "Like", "well" or "so" are words as well, and stay."""
@@ -44,48 +44,6 @@ def match_spoken(text: str) -> str:
     folded = unicodedata.normalize("NFKC", kept).casefold().translate(_PLAIN)
     composed = unicodedata.normalize("NFKC", folded)  # case folding may decompose
     return " ".join(composed.split()) or text
-
-
-def key_of(match: Callable[[str], Hashable] | None, text: str) -> Hashable:
-    """Return what texts must share to be the same, by `match`; the text itself without one.
-
-    Raises:
-        TypeError: If `text` is not a `str`, or its key cannot be hashed.
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a str, not {type(text).__name__}")
-    if match is None:
-        return text
-    key = match(text)
-    hash(key)  # raises here what it would raise amid the map's steps
-    return key if type(key) in _PLAIN_KEYS else ForeignKey(key)
-
-
-class ForeignKey:
-    """A key of a kind that may run its owner's code when it is hashed or compared.
-
-    It is hashed once, and keys whose comparison fails are not the same.
-    """
-
-    __slots__ = ("_hash", "key")
-
-    def __init__(self, key: Hashable) -> None:
-        self.key: Final = key
-        self._hash = hash(key)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ForeignKey):
-            return False
-        try:
-            return self.key is other.key or bool(self.key == other.key)
-        except Exception:  # noqa: BLE001 - it is anybody's code
-            return False
-
-
-_PLAIN_KEYS: Final = (str, bytes, int)
 
 
 class MatchSpoken:

@@ -43,15 +43,13 @@ class Reporter:
         self._listeners: tuple[Callable[[PrefetchEvent], None], ...] = (
             () if listener is None else (listener,)
         )
+        self.listening = listener is not None
+        """Whether anybody listens; lets hot paths skip making an event."""
 
     def add_listener(self, listener: Callable[[PrefetchEvent], None]) -> None:
         """Have one more listener told from now on. What it raises keeps no other from hearing."""
         self._listeners = (*self._listeners, listener)
-
-    @property
-    def listening(self) -> bool:
-        """Whether anybody listens; lets hot paths skip making an event."""
-        return bool(self._listeners)
+        self.listening = True
 
     def started(self, text: str, flight: int) -> None:
         """Tell that a prefetch has started a flight."""

@@ -267,6 +267,11 @@ class ManualExecutor:
         """Return how many jobs are queued."""
         return len(self._source)
 
+    @property
+    def accepts(self) -> bool:
+        """Whether it does not refuse."""
+        return not self.refusing
+
     def wake(self) -> bool:
         """Do nothing yet; False if it never will."""
         return not self.refusing
@@ -332,7 +337,7 @@ def assert_no_leaks(embeddings: PrefetchingEmbeddings) -> None:
         AssertionError: If something leaked.
     """
     prefetcher = embeddings.prefetcher
-    leaks = prefetcher.leaks()
-    assert not leaks, "; ".join(leaks)
     if prefetcher.closed:
         assert prefetcher.join(PATIENCE), "worker threads outlive their pool"
+    leaks = prefetcher.leaks()
+    assert not leaks, "; ".join(leaks)

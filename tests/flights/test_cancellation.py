@@ -36,13 +36,14 @@ async def test_cancelling_the_leader_leaves_its_followers(
     assert model.calls_for("q") == 1
 
 
-async def test_cancelling_the_only_waiter_keeps_the_work(
+async def test_cancelling_the_only_waiter_keeps_the_work_of_a_prefetch(
     wrap: Wrap, model: ScriptedEmbeddings
 ) -> None:
     embeddings = wrap(model)
     gate = model.hold("q")
+    await embeddings.aprefetch("q")
     query = asyncio.create_task(embeddings.aembed_query("q"))
-    await gate.await_until_entered()
+    await auntil(lambda: embeddings.stats().query_joined == 1)
     await _cancel(query)
     gate.open()
     await auntil(lambda: embeddings.is_ready("q"))
@@ -152,11 +153,17 @@ def test_a_waiter_that_the_collector_destroys_takes_no_lock(
     loop.run_until_complete(begin())
     loop.close()
 
+    steps = embeddings.prefetcher.steps
+
     def destroy() -> None:
-        with embeddings._flights._lock:
+        with steps.lock:
+            steps.within = True
             waiter.close()
+            steps.within = False
+        assert len(steps.put_off) == 1, "it left within a step"
 
     Call(destroy).result()
+    assert embeddings.prefetcher.waiters("q") == 0 or not steps.put_off
     gate.open()
     assert embeddings.embed_query("q") == model.vector("q")
     assert embeddings.stats().prefetch_used == 1

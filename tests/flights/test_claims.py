@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pytest
 from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
-from prefetch_embeddings._flights.map import Flight
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 from tests.helpers import Call, auntil, until
 
@@ -62,10 +61,7 @@ class _NotingThreads(ScriptedEmbeddings):
         return super().embed_query(text)
 
 
-@pytest.mark.parametrize("when", ["while it is queued", "just after the worker took it"])
-def test_the_worker_outlives_the_claim_of_its_job(
-    wrap: Wrap, monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
+def test_the_worker_outlives_the_claim_of_its_job(wrap: Wrap) -> None:
     model = _NotingThreads()
     embeddings = wrap(model, max_workers=1)
     gate = model.hold("first")
@@ -73,17 +69,7 @@ def test_the_worker_outlives_the_claim_of_its_job(
     gate.wait_until_entered()
     embeddings.prefetch("q")
     embeddings.prefetch("behind it")
-    if when == "while it is queued":
-        assert embeddings.embed_query("q") == model.vector("q")
-    else:
-        claim = embeddings._flights.claim
-
-        def claim_too_late(flights: Iterable[Flight[list[float]]]) -> list[Flight[list[float]]]:
-            if [flight.text for flight in flights] == ["q"]:
-                assert Call(embeddings.embed_query, "q").result() == model.vector("q")
-            return claim(flights)
-
-        monkeypatch.setattr(embeddings._flights, "claim", claim_too_late)
+    assert embeddings.embed_query("q") == model.vector("q")
     gate.open()
     until(lambda: embeddings.is_ready("behind it"))
     assert embeddings.prefetch("later") is PrefetchOutcome.STARTED
@@ -125,7 +111,7 @@ def test_a_query_interrupts_the_pause_between_attempts(
 async def test_a_query_interrupts_the_pause_of_an_async_flight(
     wrap: Wrap, model: ScriptedEmbeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefetch_embeddings._flights.runner.RETRY_PAUSE", 1000.0)
+    monkeypatch.setattr("prefetch_embeddings._flights.landing.RETRY_PAUSE", 1000.0)
     embeddings = wrap(model)
     model.fail("q", OSError("once"))
     await embeddings.aprefetch("q")

@@ -28,8 +28,8 @@ def test_waiters_of_a_hanging_prefetch_are_let_go(wrap: Wrap, model: ScriptedEmb
         Call(embeddings.wait_for_prefetch, "hanging"),
         Call(embeddings.wait_for_prefetch, "queued", 60.0),
     ]
-    flights = embeddings._flights
-    until(lambda: sum(flight.waiters for flight in flights._by_key.values()) == 3)
+    waiters = embeddings.prefetcher.waiters
+    until(lambda: (waiters("hanging"), waiters("queued")) == (2, 1))
     embeddings.close()
     assert [wait.result() for wait in waits] == [False, False]
     assert query.result() == model.vector("hanging"), "the query had to make a call of its own"
@@ -45,7 +45,7 @@ async def test_coroutines_of_a_hanging_prefetch_are_let_go(
     await embeddings.aprefetch("q")
     query = asyncio.create_task(embeddings.aembed_query("q"))
     waiting = asyncio.create_task(embeddings.await_for_prefetch("q"))
-    await auntil(lambda: embeddings._flights._by_key["q"].waiters == 2)
+    await auntil(lambda: embeddings.prefetcher.waiters("q") == 2)
     embeddings.close()
     assert await waiting is False
     assert await query == model.vector("q")

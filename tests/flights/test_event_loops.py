@@ -7,17 +7,19 @@ import gc
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import pytest
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
+from prefetch_embeddings._flights.patience import UNMEASURED_LIMIT
+from prefetch_embeddings._flights.steps import step
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
-from tests.helpers import PATIENCE, AsyncSideOnly, QueriesTakenIn
+from tests.helpers import PATIENCE, AsyncSideOnly, Call, QueriesTakenIn, TimeByHand, until, waiters
 
 T = TypeVar("T")
 Wrap = Callable[..., PrefetchingEmbeddings]
+Timed = Callable[..., TimeByHand]
 
 TEXT = "how much is it?"
 
@@ -98,11 +100,10 @@ def test_waiters_everywhere_recover_together_when_the_loop_goes_away(
     wrap: Wrap,
     model: ScriptedEmbeddings,
     new_loop: Callable[[], LoopThread],
-    monkeypatch: pytest.MonkeyPatch,
     end: Callable[[LoopThread], None],
 ) -> None:
     embeddings = wrap(model)
-    queries = QueriesTakenIn(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings)
     running, elsewhere = new_loop(), new_loop()
     gate = model.hold(TEXT)
     running.run(embeddings.aprefetch(TEXT))
@@ -167,10 +168,9 @@ def test_a_query_that_ran_the_flight_on_a_lost_loop_leaves_its_joiners_a_call_of
     wrap: Wrap,
     model: ScriptedEmbeddings,
     new_loop: Callable[[], LoopThread],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     embeddings = wrap(model)
-    queries = QueriesTakenIn(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings)
     running = new_loop()
     gate = model.hold(TEXT)
     running.start(embeddings.aembed_query(TEXT))
@@ -192,11 +192,10 @@ def test_a_waiter_whose_own_loop_closes_harms_neither_the_flight_nor_other_waite
     wrap: Wrap,
     model: ScriptedEmbeddings,
     new_loop: Callable[[], LoopThread],
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     embeddings = wrap(model)
-    queries = QueriesTakenIn(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings)
     lost, alive = new_loop(), new_loop()
     gate = model.hold(TEXT)
     embeddings.prefetch(TEXT)
@@ -215,49 +214,40 @@ def test_a_waiter_whose_own_loop_closes_harms_neither_the_flight_nor_other_waite
     assert "concurrent.futures" not in {record.name for record in caplog.records}
 
 
+class Collecting:
+    """Has the collector come within a step, as it may at any allocation."""
+
+    def __init__(self, embeddings: PrefetchingEmbeddings) -> None:
+        self.steps = embeddings.prefetcher.steps
+
+    @step
+    def collect(self) -> None:
+        gc.collect()
+
+
 @pytest.mark.parametrize("wait", ["aembed_query", "await_for_prefetch"])
-def test_the_collector_may_come_for_a_lost_waiter_while_the_map_is_locked(
+def test_the_collector_may_come_for_a_lost_waiter_within_a_step(
     wrap: Wrap,
     model: ScriptedEmbeddings,
     new_loop: Callable[[], LoopThread],
-    monkeypatch: pytest.MonkeyPatch,
     wait: str,
 ) -> None:
     embeddings = wrap(model)
-    attended = threading.Semaphore(0)
-    attend = embeddings._flights._attend
-
-    def telling(flight: Any) -> None:
-        attend(flight)
-        attended.release()
-
-    monkeypatch.setattr(embeddings._flights, "_attend", telling)
     lost = new_loop()
     gate = model.hold(TEXT)
     embeddings.prefetch(TEXT)
     gate.wait_until_entered()
     lost.start(getattr(embeddings, wait)(TEXT))
-    assert attended.acquire(timeout=PATIENCE)
+    until(lambda: waiters(embeddings, TEXT) == 1)
     lost.close()
     gate.open()
     assert embeddings.wait_for_prefetch(TEXT)
     embeddings.forget(TEXT)
-    lock = embeddings._flights._lock
+    assert embeddings.stats().prefetch_wasted == 0  # the lost waiter never came to leave
 
-    def collect() -> None:  # as any allocation may
-        lock.acquire()
-        gc.collect()
-        with suppress(RuntimeError):  # the test has released it
-            lock.release()
+    Call(Collecting(embeddings).collect).result()
 
-    collector = threading.Thread(target=collect, daemon=True)
-    collector.start()
-    collector.join(PATIENCE)
-
-    stuck = collector.is_alive()
-    if stuck:
-        lock.release()
-    assert not stuck
+    assert embeddings.stats().prefetch_wasted == 1, "it leaves as soon as the step is over"
 
 
 # A loop that stands still.
@@ -293,13 +283,11 @@ async def test_a_sync_wait_on_the_loop_that_runs_the_flight_returns_and_leaves_i
 
 
 def test_two_loops_that_ask_each_other_by_sync_queries_both_get_answers(
-    wrap: Wrap,
+    timed: Timed,
     model: ScriptedEmbeddings,
     new_loop: Callable[[], LoopThread],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    embeddings = wrap(model)
-    queries = QueriesTakenIn(embeddings, monkeypatch)
+    embeddings = timed(model)
     texts = ("one", "two")
     loops = (new_loop(), new_loop())
     gates = [model.hold(text) for text in texts]
@@ -313,9 +301,10 @@ def test_two_loops_that_ask_each_other_by_sync_queries_both_get_answers(
 
     asked = list(zip(loops, reversed(texts), strict=True))
     answers = [loop.start(ask(text)) for loop, text in asked]
-    queries.wait_for(2)
+    until(lambda: all(waiters(embeddings, text) == 1 for text in texts))
     for gate in gates:  # the calls would end now, if the loops turned
         gate.open()
+    embeddings.time.advance(UNMEASURED_LIMIT)
 
     for (_, text), answer in zip(asked, answers, strict=True):
         assert answer.result(PATIENCE) == model.vector(text)
@@ -323,10 +312,10 @@ def test_two_loops_that_ask_each_other_by_sync_queries_both_get_answers(
 
 
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
-def test_a_loop_that_waits_for_the_waiter_itself_is_given_up(
-    wrap: Wrap, model: ScriptedEmbeddings, new_loop: Callable[[], LoopThread], kind: str
+def test_a_loop_that_waits_for_the_waiter_itself_gets_its_answer_by_another_call(
+    timed: Timed, model: ScriptedEmbeddings, new_loop: Callable[[], LoopThread], kind: str
 ) -> None:
-    embeddings = wrap(model)
+    embeddings = timed(model)
     blocked, elsewhere = new_loop(), new_loop()
     model.hold(TEXT)
     blocked.run(embeddings.aprefetch(TEXT))
@@ -339,9 +328,13 @@ def test_a_loop_that_waits_for_the_waiter_itself_is_given_up(
         return waiter.result(PATIENCE)  # the loop stands still meanwhile
 
     with ThreadPoolExecutor(1) as threads:
-        assert blocked.run(block(threads)) == model.vector(TEXT)
+        answer = blocked.start(block(threads))
+        until(lambda: waiters(embeddings, TEXT) == 1)
+        embeddings.time.advance(UNMEASURED_LIMIT)
+        assert answer.result(PATIENCE) == model.vector(TEXT)
     assert model.calls_for(TEXT) == 2
-    assert embeddings.stats().query_failed == 0
+    stats = embeddings.stats()
+    assert (stats.overdue_calls, stats.query_recovered, stats.query_failed) == (1, 0, 0)
 
 
 # The bound of aprefetch.
@@ -409,10 +402,10 @@ async def test_an_async_only_model_serves_async_callers(
 
 
 async def test_an_async_only_model_serves_sync_queries_for_what_was_prefetched(
-    wrap: Wrap, model: ScriptedEmbeddings, monkeypatch: pytest.MonkeyPatch
+    wrap: Wrap, model: ScriptedEmbeddings
 ) -> None:
     embeddings = wrap(AsyncSideOnly(model))
-    queries = QueriesTakenIn(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings)
     gate = model.hold(TEXT)
     await embeddings.aprefetch(TEXT)
     joining = asyncio.create_task(asyncio.to_thread(embeddings.embed_query, TEXT))

@@ -13,6 +13,9 @@ from prefetch_embeddings import PrefetchEvent, PrefetchFailed, PrefetchingEmbedd
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 from tests.helpers import PATIENCE, Call, SyncSideOnly, auntil
 
+# What is raised in a worker to end it is told of by `threading.excepthook`, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 Wrap = Callable[..., PrefetchingEmbeddings]
 Manual = Callable[..., ManualPrefetchingEmbeddings]
 

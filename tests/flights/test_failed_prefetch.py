@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from prefetch_embeddings import PrefetchEvent, PrefetchFailed, PrefetchingEmbeddings
-from prefetch_embeddings._flights.map import End
+from prefetch_embeddings import (
+    PrefetchEvent,
+    PrefetchFailed,
+    PrefetchingEmbeddings,
+    PrefetchOutcome,
+)
+from prefetch_embeddings._flights.joins import ThreadVisit
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
-from tests.helpers import Call, auntil, until
+from tests.helpers import PATIENCE, Call, auntil, until, waiters
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 Manual = Callable[..., ManualPrefetchingEmbeddings]
@@ -69,7 +73,7 @@ def test_the_exception_raised_is_the_querys_own(wrap: Wrap, model: ScriptedEmbed
     first.open()
     second.wait_until_entered()
     # All four wait for the second call now: one runs it, three joined it.
-    until(lambda: _waiters(embeddings, "q") == 4)
+    until(lambda: waiters(embeddings, "q") == 4)
     second.open()
     assert {type(query.error()) for query in queries} == {QueryError}
     assert model.calls_for("q") == 2
@@ -77,29 +81,29 @@ def test_the_exception_raised_is_the_querys_own(wrap: Wrap, model: ScriptedEmbed
     assert (stats.query_recovered, stats.query_failed) == (0, 4)
 
 
-def _waiters(embeddings: PrefetchingEmbeddings, key: str) -> int:
-    flight = embeddings._flights._by_key.get(key)
-    return 0 if flight is None else flight.waiters
-
-
-def test_flight_has_left_the_map_when_its_exception_is_published(
-    manual: Manual, model: ScriptedEmbeddings
+def test_flight_has_left_the_map_when_those_who_wait_for_it_are_told(
+    manual: Manual, model: ScriptedEmbeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embeddings = manual(model, attempts=1)
+    seen: list[PrefetchOutcome] = []
+    wake = ThreadVisit.wake
+
+    def telling(waiter: ThreadVisit) -> None:
+        seen.append(embeddings.prefetch("q"))  # finds what is in the map then
+        wake(waiter)
+
+    monkeypatch.setattr(ThreadVisit, "wake", telling)
     gate = model.hold("q")
     model.fail("q", PrefetchError())
     embeddings.prefetch("q")
     run = Call(embeddings.executor.run_next)
     gate.wait_until_entered()
-    flight, _ = embeddings._flights.attend("q", claim=False)
-    assert flight is not None
-    assert flight.future is not None
-    seen: list[Any] = []
-    flight.future.add_done_callback(lambda _: seen.append(embeddings._flights._by_key.get("q")))
+    wait = Call(embeddings.wait_for_prefetch, "q", PATIENCE)
+    until(lambda: waiters(embeddings, "q") == 1)
     gate.open()
-    run.result()
-    embeddings._flights.leave(flight, "", 0.0, End.GONE)
-    assert seen == [None]
+    assert run.result()
+    assert wait.result() is False
+    assert seen == [PrefetchOutcome.STARTED]
 
 
 def test_background_flight_tries_again_after_a_pause(
@@ -137,7 +141,7 @@ def test_waited_for_flight_does_not_try_again(wrap: Wrap, model: ScriptedEmbeddi
     embeddings.prefetch("q")
     gate.wait_until_entered()
     waiting = Call(embeddings.wait_for_prefetch, "q")
-    until(lambda: _waiters(embeddings, "q") == 1)
+    until(lambda: waiters(embeddings, "q") == 1)
     gate.open()
     assert waiting.result() is False
     assert model.calls_for("q") == 1

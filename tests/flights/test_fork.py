@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome, PrefetchStats
-from prefetch_embeddings._flights import reentry as waits
 from prefetch_embeddings.testing import Gate, ScriptedEmbeddings, assert_no_leaks
 from tests.helpers import PATIENCE, Call, until
 
@@ -179,17 +178,15 @@ def test_a_child_retries_by_a_timer_of_its_own(wrap: Wrap, model: LockFreeEmbedd
     assert embeddings.embed_query("in the parent") == model.vector("in the parent")
 
 
-@pytest.mark.parametrize("which", ["map", "pool", "timer", "waits"])
+@pytest.mark.parametrize("which", ["map", "timer"])
 def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child(
     wrap: Wrap, model: LockFreeEmbeddings, which: str
 ) -> None:
     embeddings = wrap(model)
-    runner: Any = embeddings._runner
+    timer: Any = embeddings.prefetcher._scheduler
     lock = {
-        "map": embeddings._flights._lock,
-        "pool": runner._executor._lock,
-        "timer": runner._scheduler._changed,
-        "waits": waits._lock,
+        "map": embeddings.prefetcher.steps.lock,
+        "timer": timer._running,
     }[which]
     held, release = threading.Event(), threading.Event()
 

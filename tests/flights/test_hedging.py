@@ -11,18 +11,43 @@ from typing import Any
 import pytest
 
 from prefetch_embeddings import Hedge, PrefetchingEmbeddings
-from prefetch_embeddings._flights.patience import LEAST_DURATIONS, Budget
+from prefetch_embeddings._flights.patience import LEAST_DURATIONS, UNMEASURED_LIMIT, Budget
 from prefetch_embeddings.testing import (
     ManualPrefetchingEmbeddings,
     ScriptedEmbeddings,
     assert_no_leaks,
 )
-from tests.helpers import Call, auntil, until
+from tests.helpers import Call, auntil, until, waiters
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 Manual = Callable[..., ManualPrefetchingEmbeddings]
 
 SOON = Hedge(after=0.01, budget=1.0)
+
+
+def calls_under_way(embeddings: PrefetchingEmbeddings, text: str) -> int:
+    flight = embeddings.prefetcher._flights.get(text)
+    assert flight is not None
+    return len(flight.runs)
+
+
+def hedges_due(embeddings: PrefetchingEmbeddings) -> int:
+    stats = embeddings.stats()
+    return stats.hedge_started + stats.hedge_denied
+
+
+def measure(
+    embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings, seconds: float
+) -> None:
+    """Have a call take so many seconds."""
+    gate = model.hold("measured")
+    embeddings.prefetch("measured")
+    run = Call(embeddings.executor.run_next)
+    gate.wait_until_entered()
+    embeddings.time.advance(seconds)
+    gate.open()
+    run.result()
+    embeddings.forget("measured")
 
 
 @pytest.mark.parametrize("prefetched", [True, False])
@@ -58,7 +83,9 @@ async def test_a_stuck_call_does_not_hold_a_coroutine(
 
 
 @pytest.mark.parametrize("claimed", [False, True])
-def test_the_second_call_runs_in_the_context_of_the_first(manual: Manual, claimed: bool) -> None:
+def test_the_second_call_runs_in_the_context_of_the_query_that_waits(
+    manual: Manual, claimed: bool
+) -> None:
     variable = contextvars.ContextVar("variable", default="nobody's")
     seen = []
 
@@ -84,7 +111,7 @@ def test_the_second_call_runs_in_the_context_of_the_first(manual: Manual, claime
     until(lambda: embeddings.time.calls_to_come == 1)
     embeddings.time.advance(1.0)
     second.wait_until_entered()
-    assert seen == ["query" if claimed else "prefetch"] * 2
+    assert seen == ["query" if claimed else "prefetch", "query"]
     first.open()
     second.open()
     for each in calls:
@@ -118,7 +145,7 @@ def test_if_both_fail_the_query_fails(manual: Manual, model: ScriptedEmbeddings)
     embeddings.time.advance(1.0)
     second.wait_until_entered()
     first.open()
-    until(lambda: embeddings._flights._by_key["q"].runners == 1)
+    until(lambda: calls_under_way(embeddings, "q") == 1)
     second.open()
     assert str(query.error()) == "second"
     assert embeddings.stats().query_failed == 1
@@ -139,7 +166,7 @@ def test_one_failure_is_survived(manual: Manual, model: ScriptedEmbeddings, fail
     second.wait_until_entered()
     fails, succeeds = (first, second) if failing == "first" else (second, first)
     fails.open()
-    until(lambda: embeddings._flights._by_key["q"].runners == 1)
+    until(lambda: calls_under_way(embeddings, "q") == 1)
     succeeds.open()
     assert query.result() == model.vector("q")
     stats = embeddings.stats()
@@ -152,8 +179,6 @@ def test_nobody_waits_nothing_is_hedged(manual: Manual, model: ScriptedEmbedding
     embeddings.prefetch("q")
     run = Call(embeddings.executor.run_next)
     gate.wait_until_entered()
-    embeddings.time.advance(60.0)
-    assert model.calls_for("q") == 1
     assert embeddings.wait_for_prefetch("q", timeout=0.01) is False
     embeddings.time.advance(60.0)
     assert model.calls_for("q") == 1, "hedged for a waiter that had gone"
@@ -180,9 +205,8 @@ def test_a_query_that_comes_late_is_hedged_at_once(
 
 def test_a_quantile_of_recent_durations(manual: Manual, model: ScriptedEmbeddings) -> None:
     embeddings = manual(model, hedge=Hedge(quantile=0.5, budget=1.0))
-    flights = embeddings._flights
     for tenth in range(1, 21):
-        flights._durations.add(tenth / 10)
+        measure(embeddings, model, tenth / 10)
     stuck = model.hold("r")
     query = Call(embeddings.embed_query, "r")
     stuck.wait_until_entered()
@@ -199,11 +223,12 @@ async def test_a_quantile_of_too_few_durations_hedges_nothing(
 ) -> None:
     embeddings = manual(model, hedge=Hedge(quantile=0.5, budget=1.0))
     for _ in range(LEAST_DURATIONS - 1):
-        embeddings._flights._durations.add(1.0)
+        measure(embeddings, model, 0.5)
     gate = model.hold("q")
     query = asyncio.create_task(embeddings.aembed_query("q"))
     await gate.await_until_entered()  # a coroutine already waits for the call that its loop begins
-    assert embeddings.time.calls_to_come == 0
+    embeddings.time.advance(UNMEASURED_LIMIT - 0.1)  # then it would be overdue
+    assert model.calls_for("q") == 1
     gate.open()
     await query
 
@@ -214,10 +239,9 @@ def test_the_budget_bounds_extra_calls(manual: Manual, model: ScriptedEmbeddings
         gate = model.hold(f"q{i}")
         query = Call(embeddings.embed_query, f"q{i}")
         gate.wait_until_entered()
-        until(lambda: embeddings.time.calls_to_come == 1)
+        until(lambda text=f"q{i}": waiters(embeddings, text) == 1)
         embeddings.time.advance(1.0)
-        stats = embeddings.stats()
-        assert stats.hedge_started + stats.hedge_denied == i + 1
+        until(lambda number=i + 1: hedges_due(embeddings) == number)
         gate.open()
         query.result()
     stats = embeddings.stats()
@@ -236,16 +260,17 @@ def test_the_budget_never_exceeds_its_share() -> None:
         assert taken >= share * 2000 - 1
 
 
-async def test_without_it_there_is_no_second_call(
+async def test_without_it_there_is_no_second_call_before_the_first_is_overdue(
     manual: Manual, model: ScriptedEmbeddings
 ) -> None:
     embeddings = manual(model)
     gate = model.hold("q")
     query = asyncio.create_task(embeddings.aembed_query("q"))
     await gate.await_until_entered()  # a coroutine already waits for the call that its loop begins
+    embeddings.time.advance(UNMEASURED_LIMIT - 0.1)
+    assert model.calls_for("q") == 1
     gate.open()
     await query
-    assert embeddings.time.calls_to_come == 0  # what is put off stays there, also for no purpose
 
 
 @pytest.mark.parametrize(

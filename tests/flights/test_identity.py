@@ -93,7 +93,7 @@ def test_who_recovers_from_an_old_flight_leaves_the_newer_one_its_place(
     assert embeddings.prefetch("q") is PrefetchOutcome.IN_FLIGHT
     own.open()
     assert query.result() == model.vector("q")
-    assert not embeddings.is_ready("q"), "it is the newer flight's place"
+    assert embeddings.is_ready("q"), "the first value is the flight's"
     newer.open()
     assert embeddings.embed_query("q") == model.vector("q")
     stats = embeddings.stats()
@@ -175,7 +175,7 @@ def test_forgetting_a_queued_flight_leaves_it_to_those_who_wait_for_it(
     gate.wait_until_entered()
     embeddings.prefetch("q")
     waiting = Call(embeddings.wait_for_prefetch, "q", 60.0)
-    until(lambda: embeddings._flights._by_key["q"].waiters == 1)
+    until(lambda: embeddings.prefetcher.waiters("q") == 1)
     assert embeddings.forget("q")
     gate.open()
     assert waiting.result() is True

@@ -19,7 +19,7 @@ from prefetch_embeddings.testing import (
     ScriptedEmbeddings,
     assert_no_leaks,
 )
-from tests.helpers import PATIENCE, Call, until
+from tests.helpers import PATIENCE, Call, TimeByHand, until
 from tests.redis_tier.server import RedisServer, closed_port
 
 STARTED, IN_FLIGHT, READY, DROPPED = PrefetchOutcome
@@ -63,13 +63,14 @@ class Setting:
         """Have what was prefetched done."""
         if isinstance(self.embeddings, ManualPrefetchingEmbeddings):
             self.embeddings.executor.run_all()
-            self.embeddings.time.advance(1e-6)
 
         def done() -> bool:
             stats = self.embeddings.stats()
             return stats.prefetch_started == stats.prefetch_succeeded + stats.prefetch_failed
 
         until(done)
+        if isinstance(self.embeddings, ManualPrefetchingEmbeddings | TimeByHand):
+            self.embeddings.time.advance(1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,9 @@ def setting(
         url = server.url if redis == "up" else f"redis://127.0.0.1:{refusing_port}/0"
         # Ample, so that a busy machine cannot make a healthy server look slow.
         tier = RedisCachedEmbeddings(model, url, model_id="matrix", prefix=next(names), timeout=20)
-    kind = PrefetchingEmbeddings if executor == "threaded" else ManualPrefetchingEmbeddings
+    kind: type[PrefetchingEmbeddings] = ManualPrefetchingEmbeddings
+    if executor == "threaded":
+        kind = TimeByHand if ttl == "tiny" else PrefetchingEmbeddings
     embeddings = kind(tier or model, ttl=TTLS[ttl], attempts=1)
     if isinstance(embeddings, ManualPrefetchingEmbeddings):
         embeddings.executor.refusing = executor == "rejecting"

@@ -41,8 +41,8 @@ class Crowd:
         self._failures: list[BaseException] = []
 
     @contextmanager
-    def gathered(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        self._taken_in = QueriesTakenIn(self._embeddings, monkeypatch)
+    def gathered(self) -> Iterator[None]:
+        self._taken_in = QueriesTakenIn(self._embeddings)
         with ThreadPoolExecutor(THREADS + LOOPS) as pool:
             members = [pool.submit(self._thread, number) for number in range(THREADS)]
             members += [pool.submit(asyncio.run, self._loop()) for _ in range(LOOPS)]
@@ -111,13 +111,12 @@ class Crowd:
 @pytest.mark.parametrize("make_model", [lambda model: model, SyncSideOnly], ids=["async", "sync"])
 def test_64_threads_and_64_coroutines_on_2_loops_make_one_call(
     wrap: Wrap,
-    monkeypatch: pytest.MonkeyPatch,
     make_model: Callable[[ScriptedEmbeddings], Embeddings],
 ) -> None:
     model = ScriptedEmbeddings()
     embeddings = wrap(make_model(model))
     crowd = Crowd(embeddings)
-    with crowd.gathered(monkeypatch):
+    with crowd.gathered():
         for number in range(ROUNDS):
             text = f"question {number}"
             # With a gate all but one join; without, they race with the answer.

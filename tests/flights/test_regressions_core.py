@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import os
 import threading
 import time
@@ -19,16 +20,26 @@ from prefetch_embeddings import (
     PrefetchStarted,
     PrefetchStats,
 )
-from prefetch_embeddings._background.pool import WorkerPool
-from prefetch_embeddings._flights import loops
+from prefetch_embeddings._background import Background
+from prefetch_embeddings._background.pool import JobPool
+from prefetch_embeddings._flights import joins
+from prefetch_embeddings._flights.patience import UNMEASURED_LIMIT
 from prefetch_embeddings.events import HedgeStarted
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
-from tests.helpers import PATIENCE, Call, until
+from tests.helpers import PATIENCE, Call, TimeByHand, until, waiters
 
 Wrap = Callable[..., PrefetchingEmbeddings]
 Manual = Callable[..., ManualPrefetchingEmbeddings]
 
+Timed = Callable[..., TimeByHand]
+
 NEVER = Hedge(after=1000.0)
+
+
+def calls_under_way(embeddings: PrefetchingEmbeddings, text: str) -> int:
+    flight = embeddings.prefetcher._flights.get(text)
+    assert flight is not None
+    return len(flight.runs)
 
 
 def wait_for(gate: threading.Event) -> None:
@@ -39,15 +50,15 @@ def wait_for(gate: threading.Event) -> None:
 
 
 def test_a_pool_that_is_closed_still_runs_what_it_took() -> None:
-    pool = WorkerPool(1)
+    pool = JobPool(1)
     gate, ran = threading.Event(), threading.Event()
-    pool.submit("first", lambda _: wait_for(gate))
-    pool.submit("second", lambda _: ran.set())
+    pool.submit(lambda: wait_for(gate))
+    pool.submit(ran.set)
     pool.close()
     gate.set()
     assert ran.wait(PATIENCE)
     assert pool.join(PATIENCE)
-    assert not pool.submit("third", lambda _: None)
+    assert not pool.submit(ran.set)
 
 
 def test_closing_strands_no_query_that_waits_for_its_thread(
@@ -86,16 +97,17 @@ def test_where_no_thread_can_be_started_a_hedged_query_runs_inline(
 
 
 def test_whatever_a_model_raises_in_a_thread_beside_reaches_its_query_and_nobody_else(
-    wrap: Wrap, model: ScriptedEmbeddings
+    wrap: Wrap, model: ScriptedEmbeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told = threading.Event()  # that it is the thread's, too
+    monkeypatch.setattr(threading, "excepthook", lambda _: told.set())
     embeddings = wrap(model, hedge=NEVER)
     model.fail("q", SystemExit("a model's own exit"))
     with pytest.raises(SystemExit):
         embeddings.embed_query("q")
     embeddings.close()
-    aside = embeddings._runner._aside
-    assert isinstance(aside, WorkerPool)
-    assert aside.join(PATIENCE)
+    assert embeddings.prefetcher.join(PATIENCE)
+    assert told.wait(PATIENCE)
 
 
 # Tasks.
@@ -131,61 +143,39 @@ async def test_a_flight_closed_before_its_launch_makes_no_call(
 # Loops.
 
 
-@pytest.fixture
-def silent() -> object:
-    """Starts a coroutine on a loop that then stands still until the test is over."""
-    still = threading.Event()
-    threads = []
-
-    def start(coroutine_function: Callable[[], object]) -> None:
-        async def main() -> None:
-            await coroutine_function()  # type: ignore[misc]
-            begun.set()
-            still.wait()
-
-        begun = threading.Event()
-        threads.append(threading.Thread(target=lambda: asyncio.run(main()), daemon=True))
-        threads[-1].start()
-        assert begun.wait(PATIENCE)
-
-    yield start
-    still.set()
-    for thread in threads:
-        thread.join(PATIENCE)
-
-
 @pytest.mark.parametrize("failing", [False, True])
-def test_all_who_give_up_a_silent_loop_share_one_call_and_its_failure(
-    wrap: Wrap,
-    model: ScriptedEmbeddings,
-    monkeypatch: pytest.MonkeyPatch,
-    silent: Callable[[Callable[[], object]], None],
-    failing: bool,
+def test_all_who_wait_for_an_overdue_call_share_one_more_and_its_failure_is_nobodys(
+    timed: Timed, model: ScriptedEmbeddings, failing: bool
 ) -> None:
-    monkeypatch.setattr(loops, "PATIENCE_LOOKS", 3)
-    embeddings = wrap(model)
-    model.hold("q")
-    silent(lambda: embeddings.aprefetch("q"))
-    second = model.hold("q")
+    embeddings = timed(model)
+    first, second, third = model.hold("q"), model.hold("q"), model.hold("q")
+    embeddings.prefetch("q")
+    first.wait_until_entered()
+    queries = [Call(embeddings.embed_query, "q") for _ in range(8)]
+    until(lambda: waiters(embeddings, "q") == 8)
     if failing:
         model.fail("q", ConnectionError("unreachable"))
-    queries = [Call(embeddings.embed_query, "q") for _ in range(8)]
+    embeddings.time.advance(UNMEASURED_LIMIT)
     second.wait_until_entered()
-    until(lambda: embeddings.stats().query_joined == 8)
     second.open()
+    if failing:
+        until(lambda: calls_under_way(embeddings, "q") == 1)
+        embeddings.time.advance(UNMEASURED_LIMIT)
+        third.wait_until_entered()
+        third.open()
     for query in queries:
-        if failing:
-            assert isinstance(query.error(), ConnectionError)
-        else:
-            assert query.result() == model.vector("q")
-    assert model.calls_for("q") == 2
+        assert query.result() == model.vector("q")
+    first.open()
+    assert model.calls_for("q") == 2 + failing
+    stats = embeddings.stats()
+    assert (stats.overdue_calls, stats.query_failed) == (1 + failing, 0)
 
 
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
 def test_a_flight_of_a_closed_loop_holds_no_query_at_all(
     wrap: Wrap, model: ScriptedEmbeddings, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(loops, "LOOK_SECONDS", 1000.0)
+    monkeypatch.setattr(joins, "LOOK_SECONDS", 1000.0)
     embeddings = wrap(model)
     model.hold("q")
     lost = asyncio.new_event_loop()
@@ -214,30 +204,28 @@ def test_the_failure_of_the_first_call_while_the_second_is_refused_ends_the_flig
 
     def refuse(event: PrefetchEvent) -> None:
         if isinstance(event, HedgeStarted):
-            aside = embeddings._runner._aside
-            assert aside is not None
-            aside.close()
+            embeddings.prefetcher._aside.close()
             first.open()
-            (flight,) = embeddings._flights._by_key.values()
-            until(lambda: flight.runners == 1)
+            until(lambda: calls_under_way(embeddings, "q") == 1)
 
     embeddings = wrap(model, hedge=Hedge(after=0.01), on_event=refuse)
-    assert Call(embeddings.embed_query, "q").result() == model.vector("q")
-    assert embeddings.stats().hedge_started == 0
+    assert isinstance(Call(embeddings.embed_query, "q").error(), ConnectionError)
+    assert model.calls_for("q") == 1
 
 
 def test_a_denied_hedge_is_counted_once_for_all_who_wait(
     manual: Manual, model: ScriptedEmbeddings
 ) -> None:
     embeddings = manual(model, hedge=Hedge(after=1.0, budget=0.01))
-    assert embeddings._flights._budget is not None
-    assert embeddings._flights._budget.take()
+    with embeddings.prefetcher.steps.lock:
+        assert embeddings.prefetcher._books.patience.take_hedge()
     gate = model.hold("q")
     queries = [Call(embeddings.embed_query, "q") for _ in range(5)]
     gate.wait_until_entered()
-    until(lambda: embeddings.time.calls_to_come == 5)
+    until(lambda: waiters(embeddings, "q") == 5)
     embeddings.time.advance(2.0)
-    assert embeddings.stats().hedge_denied == 1
+    until(lambda: embeddings.stats().hedge_denied == 1)
+    assert model.calls_for("q") == 1
     gate.open()
     for query in queries:
         query.result()
@@ -247,11 +235,15 @@ def test_a_batch_pays_for_extra_calls_as_one_call(
     manual: Manual, model: ScriptedEmbeddings
 ) -> None:
     embeddings = manual(model, hedge=Hedge(after=1.0, budget=0.5), symmetric=True)
-    budget = embeddings._flights._budget
-    assert budget is not None
+    patience = embeddings.prefetcher._books.patience
+    assert patience.take_hedge()  # the one that is lent
     embeddings.prefetch_many([str(number) for number in range(20)])
     embeddings.executor.run_all()
-    assert budget._owed == 0.5
+    patience.pay_in()  # with it, two calls have paid that one back
+    assert not patience.take_hedge()
+    for _ in range(2):
+        patience.pay_in()
+    assert patience.take_hedge()
 
 
 request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="nobody's")
@@ -291,8 +283,8 @@ def test_the_second_call_sees_the_context_of_a_query_that_waits(wrap: Wrap, kind
 
 def test_a_claimed_flight_hides_nothing(model: ScriptedEmbeddings) -> None:
     class OnARealClock(ManualPrefetchingEmbeddings):
-        def _clock(self) -> Callable[[], float]:  # type: ignore[override]
-            return time.monotonic
+        def _background(self) -> Background:
+            return dataclasses.replace(super()._background(), clock=time.monotonic)
 
     with OnARealClock(model) as embeddings:
         for text in "abcdefgh":
@@ -318,7 +310,7 @@ def test_a_key_that_cannot_be_hashed_starts_nothing_of_a_batch(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("way", ["fails in a worker", "is run by a wait"])
 def test_a_prefetch_that_returns_in_a_forked_child_leaves_no_trace_there(
-    manual: Manual, monkeypatch: pytest.MonkeyPatch, way: str
+    manual: Manual, way: str
 ) -> None:
     pids: list[int] = []
 
@@ -333,8 +325,7 @@ def test_a_prefetch_that_returns_in_a_forked_child_leaves_no_trace_there(
     embeddings = manual(Forking())
     embeddings.prefetch("q")
     if way == "is run by a wait":
-        monkeypatch.setattr(embeddings._runner, "_aside", embeddings.executor)
-        embeddings.executor.refusing = True  # no thread can be had: it runs in this one
+        embeddings.prefetcher._aside.close()  # no thread can be had: it runs in this one
         embeddings.wait_for_prefetch("q")
     else:
         embeddings.executor.run_next()

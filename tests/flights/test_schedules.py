@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
+from prefetch_embeddings._flights.runner import FlightRunner
 
 from prefetch_embeddings import Hedge, PrefetchOutcome
 from prefetch_embeddings._background import pool as workers
@@ -37,7 +38,6 @@ from prefetch_embeddings._background.pool import WorkerPool
 from prefetch_embeddings._flights import map as flights
 from prefetch_embeddings._flights import runner
 from prefetch_embeddings._flights.map import AbandonedError, Flight, FlightMap, State
-from prefetch_embeddings._flights.runner import FlightRunner
 from prefetch_embeddings.events import logger
 from prefetch_embeddings.testing import (
     ManualExecutor,

@@ -1,4 +1,4 @@
-"""Queries that crowd a loop's default executor neither deadlock nor ask twice."""
+"""Queries that crowd a loop's default executor are answered, whatever waits in line behind them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
+from prefetch_embeddings._flights.patience import UNMEASURED_LIMIT
 from prefetch_embeddings.testing import ScriptedEmbeddings
-from tests.helpers import PATIENCE, QueriesTakenIn, SyncSideOnly
+from tests.helpers import PATIENCE, SyncSideOnly, TimeByHand, auntil, waiters
 
 Wrap = Callable[..., PrefetchingEmbeddings]
+Timed = Callable[..., TimeByHand]
 
 TEXT = "how much is it?"
 QUESTIONS = [f"question {number}" for number in range(50)]
@@ -148,14 +150,21 @@ async def gathered(
         embeddings.close()  # lets go of threads that hang
 
 
+async def overdue(embeddings: TimeByHand, number: int) -> None:
+    """Wait until so many wait for the text, and for longer than a call usually takes."""
+    await auntil(lambda: waiters(embeddings, TEXT) == number)
+    embeddings.time.advance(UNMEASURED_LIMIT)
+    assert embeddings.stats().overdue_calls == 1
+
+
 @pytest.mark.parametrize("make_model", [Tokenizing, SyncSideOnly])
 async def test_threads_that_join_a_flight_in_line_behind_them_get_answers(
-    wrap: Wrap,
+    timed: Timed,
     executor: ThreadPoolExecutor,
     make_model: Callable[[ScriptedEmbeddings], Embeddings],
 ) -> None:
     model = ScriptedEmbeddings()
-    embeddings = wrap(make_model(model))
+    embeddings = timed(make_model(model))
     loop = asyncio.get_running_loop()
     in_line = threading.Event()
     busy = threading.Semaphore(0)
@@ -174,12 +183,13 @@ async def test_threads_that_join_a_flight_in_line_behind_them_get_answers(
         queries.append(asyncio.create_task(embeddings.aembed_query(TEXT)))
         await asyncio.sleep(0)
     in_line.set()
+    await overdue(embeddings, len(queries))
 
     vectors = await gathered(embeddings, queries)
 
     assert vectors == [model.vector(TEXT)] * len(queries)
     assert embeddings.stats().query_failed == 0
-    assert model.calls_for(TEXT) == 1
+    assert model.calls_for(TEXT) <= 2  # the first one begins if a thread is free before its end
 
 
 def in_the_thread(embeddings: PrefetchingEmbeddings) -> list[float]:
@@ -190,27 +200,41 @@ def on_a_loop_in_the_thread(embeddings: PrefetchingEmbeddings) -> list[float]:
     return asyncio.run(embeddings.aembed_query(TEXT))
 
 
-@pytest.mark.parametrize(
-    ("query", "most_calls"), [(in_the_thread, 1), (on_a_loop_in_the_thread, 2)]
-)
+@pytest.mark.parametrize("query", [in_the_thread, on_a_loop_in_the_thread])
 async def test_threads_that_join_a_flight_which_needs_one_of_them_later_get_answers(
-    wrap: Wrap,
+    timed: Timed,
     executor: ThreadPoolExecutor,
-    monkeypatch: pytest.MonkeyPatch,
     query: Callable[[PrefetchingEmbeddings], list[float]],
-    most_calls: int,
 ) -> None:
     model = ScriptedEmbeddings()
-    embeddings = wrap(LookingUpHosts(model))
-    taken_in = QueriesTakenIn(embeddings, monkeypatch)
+    embeddings = timed(LookingUpHosts(model))
     loop = asyncio.get_running_loop()
     gate = model.hold(TEXT)
     await embeddings.aprefetch(TEXT)
     queries = [loop.run_in_executor(executor, query, embeddings) for _ in range(THREADS)]
-    taken_in.wait_for(THREADS)  # all have joined; meanwhile the loop has nothing to do
+    await auntil(lambda: waiters(embeddings, TEXT) == THREADS)
     gate.open()
+    await overdue(embeddings, THREADS)
 
     vectors = await gathered(embeddings, queries)
 
     assert vectors == [model.vector(TEXT)] * THREADS
-    assert model.calls_for(TEXT) <= most_calls
+    assert model.calls_for(TEXT) == 2
+
+
+async def test_where_queries_come_in_threads_a_prefetch_needs_no_thread_of_the_executor(
+    wrap: Wrap, executor: ThreadPoolExecutor
+) -> None:
+    model = ScriptedEmbeddings()
+    embeddings = wrap(LookingUpHosts(model))
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(executor, embeddings.embed_query, "an earlier turn")
+    gate = model.hold(TEXT)
+    await embeddings.aprefetch(TEXT)
+    queries = [loop.run_in_executor(executor, embeddings.embed_query, TEXT) for _ in range(THREADS)]
+    await auntil(lambda: waiters(embeddings, TEXT) == THREADS)
+    gate.open()
+
+    assert await gathered(embeddings, queries) == [model.vector(TEXT)] * THREADS
+
+    assert model.calls == [("embed_query", ("an earlier turn",)), ("embed_query", (TEXT,))]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from prefetch_embeddings import PrefetchingEmbeddings, PrefetchStats, RedisCacheStats
-from prefetch_embeddings.stats import UNKNOWN_DURATION, Counters, RecentDurations
+from prefetch_embeddings._flights.ledger import UNKNOWN_DURATION, Counters, Durations
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 from tests.helpers import Call, until
 
@@ -157,7 +157,7 @@ def test_expected_wait(manual: Manual, model: ScriptedEmbeddings) -> None:
 
 
 def test_what_remains_of_a_straggler() -> None:
-    durations = RecentDurations()
+    durations = Durations()
     assert durations.remaining(10.0) == 0.0
     durations.add(0.5)
     assert durations.remaining(2.0) == 2.0

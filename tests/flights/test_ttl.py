@@ -72,8 +72,9 @@ def test_leaving_unused_is_waste(manual: Manual, model: ScriptedEmbeddings, how:
     if how == "age":
         embeddings.time.advance(11.0)
     else:
-        embeddings.embed_query("more")
-        embeddings.embed_query("and more")
+        for text in ("more", "and more"):
+            embeddings.prefetch(text)
+            embeddings.executor.run_all()
     stats = embeddings.stats()
     assert (stats.prefetch_used, stats.prefetch_wasted) == (1, 1)
 

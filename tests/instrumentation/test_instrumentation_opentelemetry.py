@@ -38,8 +38,8 @@ from prefetch_embeddings import (
     QueryServed,
     RedisCachedEmbeddings,
 )
-from prefetch_embeddings.events import digest
 from prefetch_embeddings.instrumentation import opentelemetry
+from prefetch_embeddings.reporting import digest
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 from tests.helpers import Call, auntil, until
 
@@ -456,7 +456,7 @@ def test_whatever_is_told_first_a_flight_has_one_span(
     telemetry.instrument(embeddings)
     with telemetry.turn("asked"):
         for event in events:
-            embeddings._reporter.tell(event)
+            embeddings.prefetcher._reporter.tell(event)
     flight = telemetry.span(FLIGHT)
     assert _is_child(flight, of=telemetry.span("asked"))
     failed = FAILED in events
@@ -477,19 +477,19 @@ def test_what_is_remembered_is_bounded(
     monkeypatch.setattr(opentelemetry, "FLIGHTS_KEPT", 8)
     embeddings = wrap(model)
     telemetry.instrument(embeddings)
-    (listener,) = embeddings._reporter._listeners
+    (listener,) = embeddings.prefetcher._reporter._listeners
     assert isinstance(listener, opentelemetry._Listener)
 
     def tell(thread: int) -> None:
         for i in range(500):
             number = i * 4 + thread
-            embeddings._reporter.tell(dataclasses.replace(STARTED, flight=number))
+            embeddings.prefetcher._reporter.tell(dataclasses.replace(STARTED, flight=number))
             if i % 3:
-                embeddings._reporter.tell(dataclasses.replace(SUCCEEDED, flight=number))
+                embeddings.prefetcher._reporter.tell(dataclasses.replace(SUCCEEDED, flight=number))
             else:
-                embeddings._reporter.tell(dataclasses.replace(FAILED, flight=number))
-            embeddings._reporter.tell(dataclasses.replace(SERVED, flight=number))
-            embeddings._reporter.tell(UNSERVED)
+                embeddings.prefetcher._reporter.tell(dataclasses.replace(FAILED, flight=number))
+            embeddings.prefetcher._reporter.tell(dataclasses.replace(SERVED, flight=number))
+            embeddings.prefetcher._reporter.tell(UNSERVED)
 
     threads = [threading.Thread(target=tell, args=(n,)) for n in range(4)]
     for thread in threads:

@@ -145,7 +145,7 @@ def test_a_failed_query_is_timed(
 ) -> None:
     embeddings = manual(model)
     prometheus.instrument(embeddings, registry=registry)
-    embeddings._reporter.tell(QueryFailed("00000000", 1, 1, "TimeoutError", 7.5))
+    embeddings.prefetcher._reporter.tell(QueryFailed("00000000", 1, 1, "TimeoutError", 7.5))
     assert _value(registry, "query_duration_seconds_sum", outcome="failed") == 7.5
     assert _value(registry, "query_duration_seconds_bucket", outcome="failed", le="5.0") == 0
     assert _value(registry, "query_duration_seconds_bucket", outcome="failed", le="10.0") == 1

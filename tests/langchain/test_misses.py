@@ -10,12 +10,12 @@ from collections.abc import Callable
 import pytest
 
 from prefetch_embeddings import misses
-from prefetch_embeddings._flights.map import UNUSED_KEPT
-from prefetch_embeddings.events import digest
+from prefetch_embeddings._flights.ledger import UNUSED_KEPT
 from prefetch_embeddings.matching import match_spoken
 from prefetch_embeddings.misses import Miss, MissReason
+from prefetch_embeddings.reporting import digest
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
-from tests.helpers import Call, auntil
+from tests.helpers import Call, auntil, waiters
 
 Manual = Callable[..., ManualPrefetchingEmbeddings]
 
@@ -123,9 +123,11 @@ async def test_what_a_query_asked_for_and_gave_up_is_no_prefetch(
     gate = model.hold("how much is it")
     query = asyncio.create_task(embeddings.aembed_query("how much is it"))
     await gate.await_until_entered()
+    wait = asyncio.create_task(embeddings.await_for_prefetch("how much is it"))  # keeps it alive
+    await auntil(lambda: waiters(embeddings, "how much is it") == 2)
     query.cancel()
     gate.open()
-    await auntil(lambda: embeddings.is_ready("how much is it"))
+    assert await wait
     assert _explain(embeddings, "How much is it?").reason is MissReason.NEVER_PREFETCHED
 
 
@@ -152,10 +154,9 @@ def test_the_very_text_was_prefetched_and_is_gone(
     embeddings.executor.run_all()
     embeddings.prefetch("expired")
     embeddings.executor.run_all()
-    embeddings.prefetch("withdrawn")
-    number = embeddings._runner.number_of("withdrawn")
-    assert number is not None
-    assert embeddings._runner.withdraw("withdrawn", number, 1)
+    _, ticket = embeddings.prefetcher.ask("withdrawn")
+    assert ticket is not None
+    assert embeddings.prefetcher.take_back(ticket)
     embeddings.time.advance(11.0)
     for text in ("failed", "expired", "withdrawn"):
         miss = _explain(embeddings, text)
@@ -172,7 +173,7 @@ def test_a_text_that_is_forgotten_is_forgotten(manual: Manual, model: ScriptedEm
         embeddings.prefetch("q")  # once lost, once held
         forget()
         assert _explain(embeddings, "q").reason is MissReason.NEVER_PREFETCHED
-        assert not embeddings._flights._lost
+        assert embeddings.prefetcher.unused("?") == []
 
 
 def test_what_is_remembered_is_bounded(manual: Manual, model: ScriptedEmbeddings) -> None:
@@ -180,8 +181,8 @@ def test_what_is_remembered_is_bounded(manual: Manual, model: ScriptedEmbeddings
     for i in range(2 * UNUSED_KEPT):
         embeddings.prefetch(f"question {i}")
         embeddings.executor.run_all()
-    assert len(embeddings._flights._lost) == UNUSED_KEPT
-    assert len(embeddings._flights.unused("?") or []) == UNUSED_KEPT
+    assert len(embeddings.prefetcher._books.ledger._unused) == UNUSED_KEPT
+    assert len(embeddings.prefetcher.unused("?") or []) == UNUSED_KEPT
     assert _explain(embeddings, "question 0").reason is not MissReason.GONE
     assert _explain(embeddings, f"question {2 * UNUSED_KEPT - 2}").reason is MissReason.GONE
 

@@ -130,7 +130,6 @@ async def test_a_retriever_finds_the_vector_ready(
 @PREFETCHES
 async def test_a_retriever_joins_the_flight_under_way(
     wrap: Wrap,
-    monkeypatch: pytest.MonkeyPatch,
     make_store: Callable[[PrefetchingEmbeddings], VectorStore],
     search: Search,
     call: str,
@@ -140,7 +139,7 @@ async def test_a_retriever_joins_the_flight_under_way(
     embeddings = wrap(model)
     store = make_store(embeddings)
     gate = model.hold(QUESTION)
-    queries = QueriesTakenIn(embeddings, monkeypatch)
+    queries = QueriesTakenIn(embeddings)
     await start(embeddings, prefetch)
     await gate.await_until_entered()
 

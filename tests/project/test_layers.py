@@ -35,7 +35,7 @@ def _layer(module: str) -> int:
     return LAYERS[module]
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
+def imported(tree: ast.AST) -> Iterator[str]:
     """Yield what a module imports of this package when it runs, and not for its types alone."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -47,7 +47,7 @@ def _imported(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         else:
-            yield from _imported(node)
+            yield from imported(node)
 
 
 def _is_module(name: str) -> bool:
@@ -55,26 +55,26 @@ def _is_module(name: str) -> bool:
     return place.is_dir() or place.with_suffix(".py").exists()
 
 
-def _modules() -> Iterator[tuple[str, Path]]:
+def modules() -> Iterator[tuple[str, Path]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.name != "__init__.py":
             yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts), path
 
 
 def test_every_module_is_listed_and_nothing_else() -> None:
-    for name, _ in _modules():
+    for name, _ in modules():
         _layer(name)
     for name in LAYERS:
         assert _is_module(name), f"{name} is listed, and not there"
 
 
-@pytest.mark.parametrize(("module", "path"), [pytest.param(n, p, id=n) for n, p in _modules()])
+@pytest.mark.parametrize(("module", "path"), [pytest.param(n, p, id=n) for n, p in modules()])
 def test_imports_point_downwards(module: str, path: Path) -> None:
-    for other in _imported(ast.parse(path.read_text("utf-8"))):
+    for other in imported(ast.parse(path.read_text("utf-8"))):
         assert _layer(other) >= _layer(module), f"{module} knows {other}"
 
 
 def test_an_import_that_points_upwards_is_seen() -> None:
     source = "def f():\n    from prefetch_embeddings.embeddings import PrefetchingEmbeddings"
-    assert list(_imported(ast.parse(source))) == ["embeddings"]
+    assert list(imported(ast.parse(source))) == ["embeddings"]
     assert _layer("embeddings") < _layer("_flights.map")

@@ -186,6 +186,11 @@ assert_type(wrapper.close(), None)
 
 # --- What it tells -------------------------------------------------------------------------------
 
+assert_type(embeddings.prefetcher.closed, bool)
+asked, ticket = embeddings.prefetcher.ask("q")
+assert_type(asked, PrefetchOutcome)
+if ticket is not None:
+    assert_type(embeddings.prefetcher.take_back(ticket), bool)
 before = embeddings.stats()
 during = embeddings.stats() - before
 assert_type(during, PrefetchStats)
@@ -210,6 +215,7 @@ assert_type(
         during.hedge_started,
         during.hedge_won,
         during.hedge_denied,
+        during.overdue_calls,
     ],
     list[int],
 )
@@ -376,8 +382,8 @@ asyncio.run(hold_it_on_a_loop())
 
 # --- What the library itself calls ---------------------------------------------------------------
 
-assert_type(manual.executor.submit("job", print), bool)
-assert_type(manual.executor.withdraw("job"), None)
+assert_type(manual.executor.wake(), bool)
+assert_type(manual.executor.join(1), bool)
 assert_type(manual.executor.close(), None)
 assert_type(manual.executor.reset_after_fork(), None)
 assert_type(manual.time.call_later(1, print), bool)

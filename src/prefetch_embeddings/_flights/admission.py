@@ -22,7 +22,12 @@ UNMENDABLE: Final = frozenset(range(400, 500)) - {408, 409, 425, 429}
 
 def can_be_mended(error: BaseException) -> bool:
     """Tell whether another try may succeed where this one failed."""
-    return isinstance(error, Exception) and getattr(error, "status_code", None) not in UNMENDABLE
+    if not isinstance(error, Exception):
+        return False
+    try:
+        return getattr(error, "status_code", None) not in UNMENDABLE
+    except Exception:  # noqa: BLE001 - it is anybody's class
+        return True
 
 
 class Admission:
@@ -47,7 +52,10 @@ class Admission:
         self._working: set[object] = set()  # a token for each job in a worker
         self._on_loops: set[Flight[Any]] = set()
         self._failures = 0  # calls that failed since the last that succeeded
-        self._called_at = float("-inf")  # when the last call began
+        self.paused = False
+        """Whether prefetching pauses. Only looked at by others."""
+        self.called_at = float("-inf")
+        """When the last call began. Written by whoever begins one."""
         self._probe: Flight[Any] | None = None  # the last that was let in during a pause
 
     # --- The queue and its places --------------------------------------------------------------
@@ -59,16 +67,23 @@ class Admission:
 
     @property
     def places_taken(self) -> int:
-        """How many places are taken, on loops and otherwise."""
-        return len(self._queued) + len(self._working) + len(self._on_loops)
+        """How many places flights take, in the queue and on loops."""
+        return len(self._queued) + len(self._on_loops)
 
-    def has_place(self) -> bool:
+    @property
+    def workers_busy(self) -> int:
+        """How many jobs are in workers. One that has just landed its flights may still be."""
+        return len(self._working)
+
+    def lets_in(self, now: float) -> bool:
         """Tell whether one more flight may queue for the workers."""
-        return len(self._queued) + len(self._working) < self._max_in_threads
+        return len(self._queued) + len(self._working) < self._max_in_threads and (
+            not self.paused or self.may_speculate(now)
+        )
 
-    def has_place_on_loop(self) -> bool:
+    def lets_onto_loop(self, now: float) -> bool:
         """Tell whether one more flight may be begun on a loop."""
-        return len(self._on_loops) < self._max_on_loops
+        return len(self._on_loops) < self._max_on_loops and self.may_speculate(now)
 
     def on_loops(self) -> list[Flight[Any]]:
         """Return the flights that have a place on a loop."""
@@ -88,8 +103,9 @@ class Admission:
         self._on_loops.discard(flight)
 
     def enqueue(self, *flights: Flight[Any]) -> None:
-        """Put flights that have their places into the queue, as one job."""
+        """Give flights their places in the queue, as one job."""
         for flight in flights:
+            self._queued.add(flight)
             self._queue[flight] = flights
 
     def next_job(self) -> tuple[Flight[Any], ...]:
@@ -124,35 +140,28 @@ class Admission:
 
     # --- The pause while calls keep failing ----------------------------------------------------
 
-    @property
-    def paused(self) -> bool:
-        """Whether prefetching pauses."""
-        return self._failures >= FAILURES
-
     def may_speculate(self, now: float) -> bool:
         """Tell whether a call that nobody waits for may be begun now."""
-        return self._failures < FAILURES or now - self._called_at >= PROBE_SECONDS
+        return not self.paused or now - self.called_at >= PROBE_SECONDS
 
     def note_probe(self, flight: Flight[Any], now: float) -> None:
         """Note that a flight was let in. In a pause it is the probe, the only one that may run."""
         if self.paused:
             self._probe = flight
-            self._called_at = now
+            self.called_at = now
 
     def may_run(self, flight: Flight[Any]) -> bool:
         """Tell whether a flight that was let in may still be run in the background."""
         return not self.paused or flight is self._probe
 
-    def note_call(self, now: float) -> None:
-        """Note that a call begins."""
-        self._called_at = now
-
     def note_failure(self) -> bool:
         """Note that a call failed; True if prefetching pauses from now on."""
         self._failures += 1
-        return self._failures == FAILURES
+        begins = self._failures >= FAILURES and not self.paused
+        self.paused = self.paused or begins
+        return begins
 
     def note_success(self) -> bool:
         """Note that a call succeeded; True if prefetching paused until now."""
-        paused, self._failures, self._probe = self.paused, 0, None
+        paused, self.paused, self._failures, self._probe = self.paused, False, 0, None
         return paused

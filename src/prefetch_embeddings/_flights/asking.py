@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from prefetch_embeddings._flights.flight import PrefetchOutcome, Ticket, full_key
+from prefetch_embeddings._flights.flight import PrefetchOutcome, Ticket
 from prefetch_embeddings._flights.map import DROPPED
 from prefetch_embeddings._flights.steps import ReenteredError, put_off
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from prefetch_embeddings._flights.loader import Loader
     from prefetch_embeddings._flights.map import Begun, FlightMap
     from prefetch_embeddings._flights.on_loops import OnLoops
-    from prefetch_embeddings._flights.steps import Steps
     from prefetch_embeddings.reporting import Reporter
 
 V = TypeVar("V")
 
 
 class Asking(Generic[V]):
-    """Begins flights in the background.
+    """The half of a `Prefetcher` that begins flights in the background.
 
     Args:
         flights: The map.
         landing: Where runs end.
         on_loops: Carries out runs as tasks.
         loader: Loads the values.
+        wake: Has the executor look at the queue; False if nothing ever will.
         key: Returns what texts must share to be the same.
         scheduler: Wakes flights that pause between attempts.
         reporter: Is told what happens.
@@ -45,6 +45,7 @@ class Asking(Generic[V]):
         on_loops: OnLoops[V],
         loader: Loader[V],
         *,
+        wake: Callable[[], bool],
         key: Callable[[str], Hashable],
         scheduler: Scheduler,
         reporter: Reporter,
@@ -53,20 +54,16 @@ class Asking(Generic[V]):
         self._landing: Final = landing
         self._on_loops: Final = on_loops
         self._loader: Final = loader
-        self._key: Final = key
+        self.key: Final = key
+        self.steps: Final = flights.steps
+        self._wake: Final = wake
         self._scheduler: Final = scheduler
         self._reporter: Final = reporter
-        self.queried_in_threads = False
-        """Whether the last query came in a thread, and not on a loop."""
-
-    @property
-    def steps(self) -> Steps:
-        """The lock that the map has."""
-        return self._flights.steps
+        self._queried_in_threads = False  # whether the last query came in one
 
     def prefetch(self, text: str, options: Any = None, variant: Hashable = None) -> PrefetchOutcome:
         """Have `text` loaded in the background. Arguments as for `get`."""
-        return self._begin(text, options, variant).outcome
+        return self._begin(text, options, variant)[0]
 
     def ask(
         self, text: str, options: Any = None, variant: Hashable = None
@@ -77,10 +74,10 @@ class Asking(Generic[V]):
             The outcome, and the ticket that stands for this ask; None where there is nothing
             to take back: the value is there, or the prefetch was dropped.
         """
-        begun = self._begin(text, options, variant)
-        if begun.flight is None or begun.outcome is PrefetchOutcome.READY:
-            return begun.outcome, None
-        return begun.outcome, Ticket(begun.flight)
+        outcome, flight, _ = self._begin(text, options, variant)
+        if flight is None or outcome is PrefetchOutcome.READY:
+            return outcome, None
+        return outcome, Ticket(flight)
 
     @put_off(answer=False)
     def take_back(self, ticket: Ticket[V]) -> bool:
@@ -96,20 +93,34 @@ class Asking(Generic[V]):
         return flight is not None
 
     def _begin(self, text: str, options: Any, variant: Hashable) -> Begun:
-        key = full_key(self._key, text, variant)
+        key = self.key(text) if variant is None else (self.key(text), variant)
         context = contextvars.copy_context()
         try:
             begun = self._flights.begin(key, text, options, context)
-            if begun.outcome is PrefetchOutcome.IN_FLIGHT and self._abandon_if_dead(begun.flight):
+            outcome, flight, _ = begun
+            if outcome is PrefetchOutcome.IN_FLIGHT and self._abandon_if_dead(flight):
                 begun = self._flights.begin(key, text, options, context)
         except ReenteredError:
             return self._refuse(text)
-        self._tell(text, begun)
+        return self._have_run(text, begun)
+
+    def _have_run(self, text: str, begun: Begun) -> Begun:
+        """Have a new flight run by the executor, and tell what became of the prefetch."""
+        outcome, flight, run = begun
+        if outcome is PrefetchOutcome.STARTED and flight is not None:
+            if self._reporter.listening:
+                self._reporter.started(text, flight.number)
+            if run is None and not self._wake():
+                self._landing.abandon(flight, only_queued=True)
+                if flight.ended:
+                    return self._refuse(text)
+        elif outcome is PrefetchOutcome.DROPPED:
+            self._reporter.dropped(text)
         return begun
 
     def prefetch_many(self, texts: Iterable[str]) -> list[PrefetchOutcome]:
         """Have several texts loaded in the background, in one call where the model allows it."""
-        items = [(self._key(text), text) for text in texts]
+        items = [(self.key(text), text) for text in texts]
         if not self._loader.loads_many:
             return [self.prefetch(text) for _, text in items]
         try:
@@ -117,10 +128,11 @@ class Asking(Generic[V]):
                 self._abandon_if_dead(self._flights.get(key))
             all_begun = self._flights.begin_batch(items, contextvars.copy_context())
         except ReenteredError:
-            return [self._refuse(text).outcome for _, text in items]
-        for (_, text), begun in zip(items, all_begun, strict=True):
-            self._tell(text, begun)
-        return [begun.outcome for begun in all_begun]
+            return [self._refuse(text)[0] for _, text in items]
+        all_begun = [
+            self._have_run(text, begun) for (_, text), begun in zip(items, all_begun, strict=True)
+        ]
+        return [begun[0] for begun in all_begun]
 
     async def aprefetch(
         self, text: str, options: Any = None, variant: Hashable = None
@@ -130,31 +142,29 @@ class Asking(Generic[V]):
         Where the last query came in a thread, threads load it, as with `prefetch`: then no query
         waits in a thread of an executor for a task that needs a thread of the same executor.
         """
-        if not self._loader.native_async or self.queried_in_threads:
+        if not self._loader.native_async or self._queried_in_threads:
             return self.prefetch(text, options, variant)
-        key = full_key(self._key, text, variant)
+        key = self.key(text) if variant is None else (self.key(text), variant)
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
         try:
             begun = self._flights.begin_on_loop(key, text, options, context, loop)
-            if begun.outcome is not PrefetchOutcome.STARTED and self._abandon_dead(begun.flight):
+            outcome, flight, _ = begun
+            if outcome is not PrefetchOutcome.STARTED and self._abandon_dead(flight):
                 begun = self._flights.begin_on_loop(key, text, options, context, loop)
         except ReenteredError:
-            return self._refuse(text).outcome
-        self._tell(text, begun)
-        if begun.run is not None:
-            self._on_loops.launch(begun.run, context.copy())
+            return self._refuse(text)[0]
+        outcome, _, run = self._have_run(text, begun)
+        if run is not None:
+            self._on_loops.launch(run, context.copy())
             await asyncio.sleep(0)
-        return begun.outcome
-
-    def _tell(self, text: str, begun: Begun) -> None:
-        if begun.outcome is PrefetchOutcome.DROPPED:
-            self._reporter.dropped(text)
-        elif begun.outcome is PrefetchOutcome.STARTED and begun.flight is not None:
-            self._reporter.started(text, begun.flight.number)
+        return outcome
 
     def _refuse(self, text: str) -> Begun:
-        """Drop a prefetch that came while this thread was within a step."""
-        self.steps.put_off.append(self._flights.count_dropped)
+        """Drop a prefetch that nothing will run."""
+        try:
+            self._flights.count_dropped()
+        except ReenteredError:  # it came while this thread was within a step
+            self.steps.put_off.append(self._flights.count_dropped)
         self._reporter.dropped(text)
         return DROPPED
 
@@ -183,6 +193,6 @@ class Asking(Generic[V]):
             if flight.home is not None:
                 self._on_loops.relaunch(flight, flight.home)
         in_threads = [flight for flight in flights if flight.home is None]
-        if not self._flights.requeue(in_threads):
+        if not (self._flights.requeue(in_threads) and self._wake()):
             for flight in in_threads:
                 self._landing.abandon(flight, only_queued=True)

@@ -5,16 +5,16 @@ A way (see `query`) yields what is to be done: a call to make, or seconds to wai
 
 from __future__ import annotations
 
+import contextvars
 from typing import TYPE_CHECKING, Any, Final
 
 from prefetch_embeddings._flights.flight import Run
 
 if TYPE_CHECKING:
-    import contextvars
     from collections.abc import Generator
 
     from prefetch_embeddings._flights.in_threads import InThreads
-    from prefetch_embeddings._flights.joins import LoopWaiter, ThreadWaiter
+    from prefetch_embeddings._flights.joins import LoopVisit, ThreadVisit
     from prefetch_embeddings._flights.on_loops import OnLoops
 
 
@@ -33,44 +33,42 @@ class Drivers:
         self._on_loops: Final = on_loops
         self._hedges: Final = hedges
 
-    def drive(self, way: Generator[Run | float | None, None, Any], waiter: ThreadWaiter) -> Any:
+    def drive(self, way: Generator[Run | float | None, None, Any], visit: ThreadVisit) -> Any:
         """Go a way in the calling thread: make its calls, wait its waits."""
         try:
             while True:
                 act = next(way)
                 if not isinstance(act, Run):
-                    waiter.wait(act)
-                elif not self._goes_aside(act, waiter):
+                    visit.wait(act)
+                elif not self._goes_aside(act):
                     self._in_threads.run_here(act)
         except StopIteration as stop:
             return stop.value
         finally:
             way.close()
 
-    async def adrive(
-        self, way: Generator[Run | float | None, None, Any], waiter: LoopWaiter
-    ) -> Any:
+    async def adrive(self, way: Generator[Run | float | None, None, Any], visit: LoopVisit) -> Any:
         """Go a way in the calling coroutine, without blocking its loop."""
         try:
             while True:
                 act = next(way)
                 if isinstance(act, Run):
-                    self._on_loops.launch(act, self._context_of(act, waiter))
+                    self._on_loops.launch(act, self._context_of(act))
                 else:
-                    await waiter.wait(act)
+                    await visit.wait(act)
         except StopIteration as stop:
             return stop.value
         finally:
             way.close()
 
-    def _goes_aside(self, run: Run, waiter: ThreadWaiter) -> bool:
+    def _goes_aside(self, run: Run) -> bool:
         """Have a run carried out aside where the caller must be free to leave, if that can be."""
         if run.for_query and not self._hedges:
             return False
-        return self._in_threads.run_aside(run, self._context_of(run, waiter))
+        return self._in_threads.run_aside(run, self._context_of(run))
 
     @staticmethod
-    def _context_of(run: Run, waiter: ThreadWaiter | LoopWaiter) -> contextvars.Context:
-        """Return the context of whoever the run is for: the waiter, or the prefetch's caller."""
+    def _context_of(run: Run) -> contextvars.Context:
+        """Return the context of whoever the run is for: the caller, or the prefetch's."""
         prefetched = None if run.for_query else run.flight.context
-        return (waiter.context if prefetched is None else prefetched).copy()
+        return contextvars.copy_context() if prefetched is None else prefetched.copy()

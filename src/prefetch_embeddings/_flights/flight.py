@@ -6,6 +6,7 @@ steps of the map, under the map's lock; a field that is read without the lock sa
 
 from __future__ import annotations
 
+import contextvars
 import enum
 import itertools
 import threading
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    import contextvars
     from collections.abc import Callable, Hashable
     from types import TracebackType
 
@@ -71,7 +71,13 @@ class AbandonedError(BaseException):
 class Run:
     """A runner: one call under way for a flight, or about to begin."""
 
-    __slots__ = ("began", "beside", "flight", "for_query", "loop", "started_at", "task", "thread")
+    beside = False
+    """Whether it was begun beside another one, as a hedge."""
+    aside = False
+    """Whether a thread of its own carries it out, and not the one whose step made it."""
+    began = False
+    """Whether somebody runs it. Written by its runner; until then it may be taken back."""
+    task: asyncio.Task[None] | None = None  # asyncio itself keeps tasks only weakly
 
     def __init__(
         self,
@@ -80,7 +86,6 @@ class Run:
         loop: asyncio.AbstractEventLoop | None,
         *,
         for_query: bool,
-        beside: bool = False,
     ) -> None:
         self.flight: Final = flight
         self.started_at: Final = started_at
@@ -88,102 +93,80 @@ class Run:
         """The event loop that it runs on; None for a thread."""
         self.for_query: Final = for_query
         """Whether it was begun on behalf of a query, which then may see its error."""
-        self.beside: Final = beside
-        """Whether it was begun beside another one, as a hedge."""
         self.thread: Final = threading.get_ident()
         """Whose step made it."""
-        self.began = False
-        """Whether somebody runs it. Written by its runner; until then it may be taken back."""
-        self.task: asyncio.Task[None] | None = None  # asyncio itself keeps tasks only weakly
 
 
-class Waiter:
-    """Somebody who waits for flights, one after the other: a query, or an explicit wait."""
+class Failure(NamedTuple):
+    """What a call that was made for a query has failed with.
 
-    __slots__ = ("context", "for_query", "loop", "makes_call")
+    An `Exception` is the model's answer to all who wait. Anything else is its own caller's alone.
+    """
 
-    loop: asyncio.AbstractEventLoop | None
+    run: Run
+    error: BaseException
+    traceback: TracebackType | None
+
+
+class Visit(Generic[V]):
+    """Somebody who waits for flights, one after the other: a query, or an explicit wait.
+
+    The step that takes it in writes where it is, and returns nothing: an exception that a signal
+    handler throws just when a step returns would lose the flight, and the call that it is owed.
+    """
+
+    # Class attributes are the values of those that few visits ever set.
+    loop: asyncio.AbstractEventLoop | None = None
     """The loop on which it waits; None for a thread."""
-    context: contextvars.Context
-    """What a call on its behalf runs in a copy of."""
-    for_query: bool
-    """Whether it is a query."""
-    makes_call: bool
-    """Whether a call for its flight is its own. Guarded by the map's lock."""
+    met: Met | None = None
+    """What it met first."""
+    after: Flight[V] | None = None
+    """The flight that failed it before."""
+    # Written by steps:
+    flight: Flight[V] | None = None
+    """Where it is; None before and after."""
+    run: Run | None = None
+    """The call that it is to make; None if others make it."""
+
+    def __init__(self, key: Hashable, text: str, options: Any, *, for_query: bool) -> None:
+        self.key: Final = key
+        self.text: Final = text
+        self.options: Final = options
+        self.for_query: Final = for_query
+        self.context: Final = contextvars.copy_context()
+        """What a call on its behalf runs in a copy of."""
 
     def wake(self) -> None:
         """Tell it to look at its flight again. Called with no lock held."""
         raise NotImplementedError
 
 
-class Failure(NamedTuple):
-    """What a call that was made for a query has failed with."""
-
-    run: Run
-    error: Exception
-    traceback: TracebackType | None
-
-
-class Visit(Generic[V]):
-    """One waiter's stay at a flight. The step that takes it in writes where it is.
-
-    Written by steps, and not returned by them: an exception that a signal handler throws just
-    when a step returns would lose a returned flight, and the call that it is owed.
-    """
-
-    __slots__ = ("after", "flight", "key", "met", "options", "run", "text", "waiter")
-
-    def __init__(
-        self, key: Hashable, text: str, options: Any, waiter: Waiter, after: Flight[V] | None = None
-    ) -> None:
-        self.key: Final = key
-        self.text: Final = text
-        self.options: Final = options
-        self.waiter: Final = waiter
-        self.after: Final = after
-        """The flight that failed the waiter, which then was counted there."""
-        self.flight: Flight[V] | None = None  # None before the visit and after it
-        self.met: Met | None = None
-        self.run: Run | None = None
-        """The call that the waiter is to make; None if others make it."""
-
-
 class Flight(Generic[V]):
     """One loading of one value."""
 
-    # Without a __dict__: thousands of them are kept, and the garbage collector walks over each.
-    __slots__ = (
-        "__weakref__",
-        "asked_at",
-        "asks",
-        "attempt",
-        "by_prefetch",
-        "called_at",
-        "context",
-        "era",
-        "expires_at",
-        "failure",
-        "finished_at",
-        "first_query_at",
-        "for_query",
-        "hedge_denied",
-        "held",
-        "home",
-        "key",
-        "number",
-        "options",
-        "runs",
-        "served",
-        "started_at",
-        "state",
-        "successor",
-        "text",
-        "value",
-        "waiters",
-        "watched",
-    )
-
     value: V  # written when it is done, before anybody is told, then only read
+
+    # Class attributes are the values of those fields that few flights ever set. All are guarded by
+    # the map's lock:
+    asks = 0  # prefetches that asked for it and have not taken that back
+    state = State.QUEUED
+    attempt = 0  # how often it went from queued to running
+    started_at = 0.0  # when it last did
+    called_at = 0.0  # when the latest call for it began
+    for_query = False  # whether a call was ever begun for it on behalf of a query
+    runs: tuple[Run, ...] = ()  # the calls under way, in the order of their beginning
+    hedge_denied = False  # whether its hedge was due, and beyond the budget
+    watched = False  # whether it stands among those that may be due another call
+    first_query_at: float | None = None  # when the first of the queries that wait came
+    served = False  # whether any query got its value
+    successor: Flight[V] | None = None  # the one flight by which its waiters recover
+    to_come = 0  # queries that recover by it, and have not come yet
+    held = True  # whether it is in the map
+    # Read without the lock, too; once it has ended it stays so:
+    ended = False  # whether it is done or failed
+    failure: Failure | None = None  # of its last call for a query, while anybody waits
+    finished_at = 0.0
+    expires_at = 0.0
 
     def __init__(
         self,
@@ -192,14 +175,13 @@ class Flight(Generic[V]):
         options: Any,
         asked_at: float,
         era: object,
-        *,
-        by_prefetch: bool,
+        by_prefetch: bool,  # noqa: FBT001 - by place, since prefetching is to take microseconds
         context: contextvars.Context | None = None,
         home: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         # Written before the flight is shared, then only read:
         self.key: Final = key
-        self.by_prefetch: Final = by_prefetch
+        self.by_prefetch = by_prefetch
         self.home: Final = home
         """The loop that runs it in the background; None for the worker threads."""
         self.era: Final = era
@@ -212,49 +194,28 @@ class Flight(Generic[V]):
         self.options = options
         self.context = context  # of the prefetch's caller; runs in the background copy it
         self.asked_at = asked_at  # when a prefetch last asked for it
-        self.asks = 0  # prefetches that asked for it and have not taken that back
-        self.state = State.QUEUED
-        self.attempt = 0  # how often it went from queued to running
-        self.started_at = 0.0  # when it last did
-        self.called_at = 0.0  # when the latest call for it began
-        self.for_query = False  # whether a call was ever begun for it on behalf of a query
-        self.runs: tuple[Run, ...] = ()  # the calls under way, in the order of their beginning
-        self.hedge_denied = False  # whether its hedge was due, and beyond the budget
-        self.watched = False  # whether it stands among those that may be due another call
-        self.waiters: dict[Waiter, None] = {}  # those who entered it and have not left
-        self.first_query_at: float | None = None  # when the first of the queries that wait came
-        self.served = False  # whether any query got its value
-        self.successor: Flight[V] | None = None  # the one flight by which its waiters recover
-        self.held = True  # whether it is in the map
-
-        # Written under the lock; read without it by those who saw the flight ended:
-        self.failure: Failure | None = None  # of its last call for a query, while anybody waits
-        self.finished_at = 0.0
-        self.expires_at = 0.0
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is done or failed. Once true it stays so: it may be read without the lock."""
-        return self.state is State.DONE or self.state is State.FAILED
-
-    @property
-    def duration(self) -> float:
-        """Seconds from its last start to its end."""
-        return self.finished_at - self.started_at
+        self.waiters: dict[Visit[V], None] = {}  # those who entered it and have not left
 
     @property
     def wanted(self) -> bool:
         """Whether anybody waits for it, or has asked for it and not taken that back."""
         return bool(self.waiters) or self.asks > 0
 
+    def is_carried_by(self, thread: int) -> bool:
+        """Tell whether a thread has it to run, and so cannot wait for it."""
+        carried = [r.thread == thread and r.loop is None and not r.aside for r in self.runs]
+        return any(carried)
+
     def is_left_alone(self) -> bool:
         """Tell whether nothing will come of it: all loops that would run it have closed."""
-        carriers = [run.loop for run in self.runs] if self.runs else [self.home]
-        return all(loop is not None and loop.is_closed() for loop in carriers)
+        if not self.runs:
+            return self.home is not None and self.home.is_closed()
+        closed = [run.loop is not None and run.loop.is_closed() for run in self.runs]
+        return all(closed)
 
     def runs_only_on(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Tell whether nothing can come of it while `loop` does not turn."""
-        return bool(self.runs) and all(run.loop is loop for run in self.runs)
+        return bool(self.runs) and {run.loop for run in self.runs} == {loop}
 
 
 class Ticket(Generic[V]):

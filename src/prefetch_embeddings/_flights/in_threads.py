@@ -7,7 +7,6 @@ import functools
 import inspect
 import signal
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from prefetch_embeddings._flights import reentry
@@ -66,9 +65,10 @@ class InThreads(Generic[V]):
         context = contextvars.Context() if context is None else context.copy()
         try:
             context.run(self._run_together, runs)
-        except BaseException:  # noqa: BLE001 - whatever it is, no flight may stay unfinished
+        except BaseException:
             for run in runs:
-                self._landing.lose(run)
+                self._landing.lose(run)  # whatever it was, no flight may stay unfinished
+            raise
         finally:
             self._flights.worker_done(claimed.token)
 
@@ -77,38 +77,56 @@ class InThreads(Generic[V]):
             run.began = True
         flights = [run.flight for run in runs]
         try:
-            with reentry.running_together(flights):
+            with reentry.running_for(flights):
                 if len(runs) > 1 and self._loader.loads_many:
                     values = self._loader.load_many([flight.text for flight in flights])
                     if len(values) != len(runs):
                         raise ValueError(f"{len(runs)} texts gave {len(values)} values")
                 else:
                     values = [self._loader.load(f.text, f.options) for f in flights]
-        except BaseException as error:  # noqa: BLE001 - the flights carry it
+        except BaseException as error:
             self._landing.fail_all(runs, error)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise  # it is the thread's, too
         else:
             for run, value in zip(runs, values, strict=True):
                 self._landing.complete(run, value)
 
     # --- For those who wait --------------------------------------------------------------------
 
-    def run_here(self, run: Run) -> None:
+    def run_here(self, run: Run, *, is_callers: bool = True) -> None:
         """Carry out a run in the calling thread. The model's `Exception` stays with the flight.
+
+        Args:
+            run: The run.
+            is_callers: Whether the thread is that of the caller who waits.
 
         Raises:
             BaseException: What interrupted the caller. It is the caller's alone: for the flight
                 it is as if nobody carried out this run.
         """
-        flight = run.flight
         try:
-            run.began = True
-            with reentry.running_together((flight,)):
+            self._carry_out(run, is_callers=is_callers)
+        except BaseException:
+            self._landing.lose(run)  # unless it has landed
+            raise
+
+    def _carry_out(self, run: Run, *, is_callers: bool) -> None:
+        flight = run.flight
+        run.began = True
+        try:
+            token = reentry.running.set(flight)
+            try:
                 value = self._loader.load(flight.text, flight.options)
+            finally:
+                reentry.running.reset(token)
+                reentry.run_has_ended(flight)
         except BaseException as error:
-            if not isinstance(error, Exception) or came_from_a_signal(error):
-                self._landing.lose(run)
+            if is_callers and (not isinstance(error, Exception) or came_from_a_signal(error)):
                 raise
             self._landing.fail(run, error)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise  # it is the thread's, too
         else:
             self._landing.complete(run, value)
 
@@ -116,10 +134,11 @@ class InThreads(Generic[V]):
         """Carry out a run in a thread of its own, which may hang; False if none can be had."""
 
         def job() -> None:
-            with suppress(BaseException):  # the flight carries it to who asked
-                context.run(self.run_here, run)
+            context.run(self.run_here, run, is_callers=False)
 
+        run.aside = True
         if not self._aside.submit(job):
+            run.aside = False
             return False
         run.began = True
         return True

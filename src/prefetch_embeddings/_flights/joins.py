@@ -14,10 +14,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from prefetch_embeddings._flights import loops
-from prefetch_embeddings._flights.flight import Waiter
+from prefetch_embeddings._flights.flight import Visit
 
 if TYPE_CHECKING:
-    import contextvars
     from collections.abc import Generator
 
     from prefetch_embeddings._flights.flight import Flight
@@ -27,66 +26,68 @@ LOOK_SECONDS: Final = 0.04
 """How often a waiter looks after a loop that runs its flight and is not its own."""
 
 
-class ThreadWaiter(Waiter):
+class ThreadVisit(Visit[Any]):
     """A thread that waits. Its bell is a queue in C: it may be rung from anywhere."""
 
-    __slots__ = ("_bell",)
-
-    def __init__(self, context: contextvars.Context, *, for_query: bool) -> None:
-        self.loop = None
-        self.context = context
-        self.for_query = for_query
-        self.makes_call = False
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+    _bell: queue.SimpleQueue[None] | None = None  # none before it waits
 
     def wake(self) -> None:
         """Tell it to look at its flight again."""
-        self._bell.put(None)
+        if self._bell is not None:
+            self._bell.put(None)
+
+    def make_ready(self) -> None:
+        """Be ready to be woken. The flight is to be looked at after this, and before `wait`."""
+        if self._bell is None:
+            self._bell = queue.SimpleQueue()
 
     def wait(self, seconds: float | None) -> None:
         """Block until woken, `seconds` at the most; None for no limit."""
-        with suppress(queue.Empty):
-            self._bell.get(timeout=seconds)
+        if self._bell is not None:
+            with suppress(queue.Empty):
+                self._bell.get(timeout=seconds)
 
 
-class LoopWaiter(Waiter):
+class LoopVisit(Visit[Any]):
     """A coroutine that waits on its loop."""
 
-    __slots__ = ("_loop", "_woken")
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, context: contextvars.Context, *, for_query: bool
-    ) -> None:
-        self._loop = self.loop = loop
-        self.context = context
-        self.for_query = for_query
-        self.makes_call = False
-        self._woken: asyncio.Future[None] = loop.create_future()
+    loop: asyncio.AbstractEventLoop
+    _bell: asyncio.Future[None] | None = None  # none before it waits
 
     def wake(self) -> None:
         """Tell it to look at its flight again: at once on its own loop, else through the loop."""
-        if loops.running_loop() is self._loop:
-            self._wake_here()
+        if self._bell is None:
+            return
+        if loops.running_loop() is self.loop:
+            self._ring()
         else:
             with suppress(RuntimeError):  # its loop has closed
-                self._loop.call_soon_threadsafe(self._wake_here)
+                self.loop.call_soon_threadsafe(self._ring)
 
-    def _wake_here(self) -> None:
-        if not self._woken.done():
-            self._woken.set_result(None)
+    def _ring(self) -> None:
+        if self._bell is not None and not self._bell.done():
+            self._bell.set_result(None)
+
+    def make_ready(self) -> None:
+        """Be ready to be woken. The flight is to be looked at after this, and before `wait`."""
+        if self._bell is None or self._bell.done():
+            self._bell = self.loop.create_future()
 
     async def wait(self, seconds: float | None) -> None:
         """Wait until woken, `seconds` at the most; None for no limit."""
+        if self._bell is None:
+            return
         if seconds is None:
-            await self._woken
+            await self._bell
         else:
-            await asyncio.wait((self._woken,), timeout=seconds)
-        if self._woken.done():
-            self._woken = self._loop.create_future()
+            await asyncio.wait((self._bell,), timeout=seconds)
 
 
 def joining(
-    flight: Flight[Any], waiter: Waiter, landing: Landing[Any], timeout: float | None = None
+    flight: Flight[Any],
+    visit: ThreadVisit | LoopVisit,
+    landing: Landing[Any],
+    timeout: float | None = None,
 ) -> Generator[float | None]:
     """Wait for a flight that others run: yields how long, in seconds, to wait for the next look.
 
@@ -94,14 +95,15 @@ def joining(
     """
     until = None if timeout is None else time.monotonic() + timeout
     while not flight.ended:
+        visit.make_ready()
         seconds = None
         for run in flight.runs:
-            if run.loop is None or run.loop is waiter.loop:
+            if run.loop is None or run.loop is visit.loop:
                 continue
             if loops.is_dead(run.loop):
                 landing.lose(run)
             seconds = LOOK_SECONDS
-        if flight.home is not None and flight.home is not waiter.loop:
+        if flight.home is not None and flight.home is not visit.loop:
             seconds = LOOK_SECONDS
             if not flight.runs and loops.is_dead(flight.home):
                 landing.abandon(flight, only_queued=True)

@@ -68,15 +68,15 @@ class Landing(Generic[V]):
     def complete(self, run: Run, value: V) -> None:
         """Land a run that has brought a value. If another one was first, this changes nothing."""
         flight = run.flight
-        sound = self._sound is None or self._sound(value)
-        losers: tuple[Run, ...] = ()
+        kept = self._sound is None or self._sound(value)
         try:
-            won, losers, resumes = self._complete(run, value, kept=sound)
+            losers, resumes = self._complete(run, value, kept)
         finally:
             _tell_waiters(flight)
-        if not won:
+        if not losers:
             return
-        _cancel(losers, but=run)
+        if len(losers) > 1:
+            _cancel(losers, but=run)
         if resumes:
             self._reporter.resumed()
         if flight.by_prefetch:
@@ -90,11 +90,12 @@ class Landing(Generic[V]):
     def fail_all(self, runs: Sequence[Run], error: BaseException) -> None:
         """Land runs that one call stood for, and that has failed."""
         again: list[Flight[V]] = []
+        mendable = can_be_mended(error)  # asks the error, and so not within a step
         for run in runs:
             flight, attempt = run.flight, run.flight.attempt
             background = flight.by_prefetch and not flight.for_query
             try:
-                verdict, pauses = self._fail(run, error)
+                verdict, pauses = self._fail(run, error, mendable)
             finally:
                 _tell_waiters(flight)
             if pauses:
@@ -145,23 +146,30 @@ class Landing(Generic[V]):
     # --- The steps -------------------------------------------------------------------------------
 
     @step
-    def _complete(self, run: Run, value: V, *, kept: bool) -> tuple[bool, tuple[Run, ...], bool]:
+    def _complete(self, run: Run, value: V, kept: bool) -> tuple[tuple[Run, ...], bool]:  # noqa: FBT001
+        """Take in a value.
+
+        Returns:
+            The runs of the flight that this has ended, none if another was first; and whether
+            prefetching had paused until now.
+        """
         flight, books = run.flight, self._books
-        if run not in flight.runs:
-            return False, (), False
-        losers = flight.runs
+        runs = flight.runs
+        if run not in runs:
+            return (), False
         flight.value = value
         current = flight.era is books.era
         if current:
-            books.ledger.counts.hedge_won += run.beside
+            if run.beside:
+                books.ledger.counts.hedge_won += 1
             books.ledger.durations.add(books.clock() - run.started_at)
-        if not kept:
-            books.shelf.remove(flight)
+        if not kept and flight.held:
+            books.let_go(flight)
         books.end(flight, State.DONE)
-        return True, losers, current and books.admission.note_success()
+        return runs, current and books.admission.note_success()
 
     @step
-    def _fail(self, run: Run, error: BaseException) -> tuple[Verdict, bool]:
+    def _fail(self, run: Run, error: BaseException, mendable: bool) -> tuple[Verdict, bool]:  # noqa: FBT001
         """Take in a failed run; return what follows, and whether prefetching pauses now."""
         flight, books = run.flight, self._books
         if run not in flight.runs:
@@ -169,18 +177,18 @@ class Landing(Generic[V]):
         flight.runs = tuple(other for other in flight.runs if other is not run)
         counts = isinstance(error, Exception) and flight.era is books.era
         pauses = counts and books.admission.note_failure()
-        if run.for_query and isinstance(error, Exception):
+        if run.for_query and not isinstance(error, AbandonedError):
             flight.failure = Failure(run, error, error.__traceback__)
         if flight.runs:
             return Verdict.GOES_ON, pauses
-        if self._deserves_another(flight, error):
+        if mendable and self._deserves_another(flight):
             flight.state = State.QUEUED
             books.admission.take_place(flight)
             return Verdict.TRIED_AGAIN, pauses
         books.end(flight, State.FAILED)
         return Verdict.ENDED, pauses
 
-    def _deserves_another(self, flight: Flight[V], error: BaseException) -> bool:
+    def _deserves_another(self, flight: Flight[V]) -> bool:
         """Tell whether a flight whose last runner has failed is to be tried again."""
         return (
             flight.by_prefetch
@@ -191,7 +199,6 @@ class Landing(Generic[V]):
             and flight.attempt < self._books.attempts
             and flight.era is self._books.era
             and not self._books.closed
-            and can_be_mended(error)
         )
 
     @step
@@ -201,20 +208,10 @@ class Landing(Generic[V]):
         self._books.end(flight, State.FAILED)
         return True
 
-    def mend(self) -> None:
+    def mend(self, thrown_out: int) -> None:
         """Put in order what a torn step may have left. Called within the next step."""
-        books, me = self._books, self.steps.torn_by
-        books.shelf.mend()
-        for flight in books.unfinished():
-            # Calls that the thread was to make, and was thrown out before it could:
-            flight.runs = tuple(run for run in flight.runs if run.began or run.thread != me)
-            if flight.state is State.RUNNING and not flight.runs:
-                if flight.by_prefetch and not flight.for_query and not flight.waiters:
-                    flight.state = State.QUEUED
-                else:
-                    books.end(flight, State.FAILED)
-                    self.steps.put_off.append(functools.partial(_tell_waiters, flight))
-        books.admission.mend(books.unfinished())
+        for flight in self._books.mend(thrown_out):
+            self.steps.put_off.append(functools.partial(_tell_waiters, flight))
 
 
 def _tell_waiters(flight: Flight[Any]) -> None:
@@ -222,7 +219,7 @@ def _tell_waiters(flight: Flight[Any]) -> None:
 
     A signal handler may throw an exception out of here, too. Nobody may be left waiting for it.
     """
-    if flight.ended:
+    if flight.ended and flight.waiters:
         try:
             _wake(flight)
         except BaseException:

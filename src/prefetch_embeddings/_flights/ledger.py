@@ -7,13 +7,13 @@ import dataclasses
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from prefetch_embeddings._flights.flight import End, Met, State
+from prefetch_embeddings._flights.flight import End, State
 from prefetch_embeddings.stats import PrefetchStats
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from prefetch_embeddings._flights.flight import Flight
+    from prefetch_embeddings._flights.flight import Flight, Visit
 
 UNUSED_KEPT: Final = 256
 """How many prefetched texts that no query used are remembered, to tell why queries missed."""
@@ -122,65 +122,68 @@ class Ledger:
         self.durations: Final = Durations()
         self._unused: deque[Unused] = deque(maxlen=UNUSED_KEPT)  # those that have left the map
 
-    def met(self, met: Met) -> None:
-        """Count a query by what it met first."""
-        counts = self.counts
-        if met is Met.READY:
-            counts.query_ready += 1
-        elif met is Met.JOINED:
-            counts.query_joined += 1
-        elif met is Met.CLAIMED:
-            counts.query_claimed += 1
-        else:
-            counts.query_missed += 1
+    # An exception out of a signal handler may come at any call, and so not within methods that call
+    # nothing. Each of these changes a flight and its counts together.
 
-    def parted(self, flight: Flight[Any], text: str, waited: float, end: End) -> None:
-        """Count how a query for `text` parted from a flight, after `waited` seconds."""
+    def parted(
+        self, flight: Flight[Any], visit: Visit[Any], waited: float, end: End, hidden: float
+    ) -> None:
+        """Part a visitor from a flight after `waited` seconds, and count how. Calls nothing."""
         counts = self.counts
+        del flight.waiters[visit]
         counts.exposed_seconds += waited
-        counts.query_recovered += end is End.RECOVERED
-        counts.query_failed += end is End.FAILED
         if end is End.SERVED or end is End.RECOVERED:
-            counts.query_matched += flight.text != text
-            self.served(flight)
+            counts.query_recovered += end is End.RECOVERED
+            counts.query_matched += flight.text != visit.text
+            if not flight.served:
+                flight.served = True
+                if flight.by_prefetch:
+                    counts.prefetch_used += 1
+                    counts.hidden_seconds += hidden
+        elif end is End.FAILED:
+            counts.query_failed += 1
+        if flight.by_prefetch and not (flight.held or flight.served or flight.waiters):
+            counts.prefetch_wasted += flight.state is State.DONE
 
-    def served(self, flight: Flight[Any]) -> None:
-        """Note that a query has got a flight's value."""
-        if flight.served:
-            return
+    def hidden(self, flight: Flight[Any]) -> float:
+        """Return what part of a flight's duration no query has waited for, in seconds."""
+        came = flight.first_query_at
+        exposed = 0.0 if came is None else max(0.0, flight.finished_at - came)
+        return max(0.0, flight.finished_at - flight.started_at - exposed)
+
+    def served_at_once(self, flight: Flight[Any], hidden: float) -> None:
+        """Count the first query that finds a flight ready. Calls nothing."""
         flight.served = True
         if flight.by_prefetch:
-            came = flight.first_query_at
-            exposed = 0.0 if came is None else max(0.0, flight.finished_at - came)
             self.counts.prefetch_used += 1
-            self.counts.hidden_seconds += max(0.0, flight.duration - exposed)
+            self.counts.hidden_seconds += hidden
 
-    def ended(self, flight: Flight[Any]) -> None:
-        """Count the end of a flight."""
+    def ended(self, flight: Flight[Any], state: State, now: float) -> None:
+        """Take a flight to its end, and count it. Calls nothing."""
         counts = self.counts
+        flight.state = state
+        flight.ended = True
+        flight.finished_at = now
+        flight.context = None  # what is kept holds no request alive
+        flight.options = None
+        flight.runs = ()
         if not flight.by_prefetch:
             return
-        if flight.state is State.DONE:
+        if state is State.DONE:
             counts.prefetch_succeeded += 1
+            if not (flight.held or flight.served or flight.waiters):
+                counts.prefetch_wasted += 1
         elif flight.attempt:
             counts.prefetch_failed += 1
         else:
             counts.prefetch_withdrawn += 1
 
-    def count_if_wasted(self, flight: Flight[Any]) -> None:
-        """Count a flight whose value nobody got and nobody can get any more.
-
-        Called after each of the three steps that can make this true: the flight is done, it has
-        left the map, its last waiter has parted. None of them is ever undone, so it counts once.
-        """
-        if (
-            flight.by_prefetch
-            and flight.state is State.DONE
-            and not flight.held
-            and not flight.served
-            and not flight.waiters
-        ):
-            self.counts.prefetch_wasted += 1
+    def left_map(self, flight: Flight[Any]) -> None:
+        """Note that a flight is no longer in the map, once. Calls nothing."""
+        if flight.held:
+            flight.held = False
+            if flight.by_prefetch and not (flight.served or flight.waiters):
+                self.counts.prefetch_wasted += flight.state is State.DONE
 
     def remember_if_unused(self, flight: Flight[Any]) -> None:
         """Remember the text of a prefetch that leaves the map, or fails in it, unused."""

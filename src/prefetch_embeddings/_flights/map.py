@@ -1,8 +1,7 @@
 """The map from key to flight: what is begun ahead, what is kept, and what is let go.
 
-It decides; it runs nothing, waits for nothing and calls nobody but the executor, to wake it. Every
-method is one step, so the states of a flight and of the map are those between two steps, and no
-others:
+It decides; it runs nothing, waits for nothing and calls nobody. Every method is one step, so the
+states of a flight and of the map are those between two steps, and no others:
 
 * A flight is queued, then running, then done or failed; a failed attempt in the background may put
   it back from running to queued. Whoever takes it from queued to running (the claim) runs it.
@@ -17,7 +16,7 @@ all these steps are made of is in `books`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from prefetch_embeddings._flights.flight import (
     Flight,
@@ -26,13 +25,14 @@ from prefetch_embeddings._flights.flight import (
     State,
     Ticket,
 )
-from prefetch_embeddings._flights.steps import Steps, step
+from prefetch_embeddings._flights.steps import Steps, look, step
 
 if TYPE_CHECKING:
     import asyncio
     import contextvars
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Hashable, Iterable
 
+    from prefetch_embeddings._background.pool import Executor
     from prefetch_embeddings._flights.books import Books
     from prefetch_embeddings._flights.ledger import Unused
     from prefetch_embeddings.stats import PrefetchStats
@@ -40,14 +40,9 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 
 
-class Begun(NamedTuple):
-    """What became of a prefetch."""
-
-    outcome: PrefetchOutcome
-    flight: Flight[Any] | None = None
-    """The text's flight; None if it was dropped."""
-    run: Run | None = None
-    """What the caller is to carry out, on its loop."""
+Begun: TypeAlias = tuple[PrefetchOutcome, Flight[Any] | None, Run | None]
+"""What became of a prefetch: its flight, None if it was dropped; what the caller is to carry out on
+its loop. A plain tuple, since prefetching is to take microseconds."""
 
 
 class Claimed(NamedTuple):
@@ -58,7 +53,7 @@ class Claimed(NamedTuple):
     """To be given back with `worker_done`."""
 
 
-DROPPED: Final = Begun(PrefetchOutcome.DROPPED)
+DROPPED: Final[Begun] = (PrefetchOutcome.DROPPED, None, None)
 
 
 class FlightMap(Generic[V]):
@@ -67,46 +62,54 @@ class FlightMap(Generic[V]):
     Args:
         books: What the steps read and write.
         steps: The lock that makes them steps.
-        wake: Has the executor look at the queue; False if nothing ever will. Blocks nowhere, and
-            may therefore be called within a step.
     """
 
-    def __init__(self, books: Books, steps: Steps, wake: Callable[[], bool]) -> None:
+    executor: Executor
+    """Runs what is queued. It is only asked whether it accepts jobs at all."""
+
+    def __init__(self, books: Books, steps: Steps) -> None:
         self._books: Final = books
         self.steps: Final = steps
-        self._wake: Final = wake
 
     # --- Prefetches ----------------------------------------------------------------------------
 
     @step
     def begin(self, key: Hashable, text: str, options: Any, context: contextvars.Context) -> Begun:
         """Queue a flight for a worker, unless the key has one."""
-        settled = self._settled(key, text)
-        if settled is not None:
-            return settled
-        if not self._books.admission.has_place() or not self._wake():
+        books = self._books
+        now = books.clock()
+        if key in books.shelf.by_key or books.closed or not text or text.isspace():
+            settled = self._settled(key, text, now)
+            if settled is not None:
+                return settled
+        if not (books.admission.lets_in(now) and self.executor.accepts):
             return self._dropped()
-        flight = self._add(key, text, options, context=context)
-        self._books.admission.enqueue(flight)
-        return Begun(PrefetchOutcome.STARTED, flight)
+        flight: Flight[V] = Flight(key, text, options, now, books.era, True, context)  # noqa: FBT003
+        books.add_prefetched(flight, now)
+        books.admission.enqueue(flight)
+        return PrefetchOutcome.STARTED, flight, None
 
     @step
     def begin_batch(
         self, items: Iterable[tuple[Hashable, str]], context: contextvars.Context
     ) -> list[Begun]:
         """Queue one job with a flight for each key that has none."""
-        admission = self._books.admission
+        books = self._books
+        now = books.clock()
         all_begun: list[Begun] = []
         started: list[Flight[V]] = []
         for key, text in items:
-            begun = self._settled(key, text)
-            if begun is None and (not admission.has_place() or not (started or self._wake())):
+            begun = self._settled(key, text, now)
+            if begun is None and not (books.admission.lets_in(now) and self.executor.accepts):
                 begun = self._dropped()
             if begun is None:
-                started.append(self._add(key, text, None, context=context))
-                begun = Begun(PrefetchOutcome.STARTED, started[-1])
+                flight: Flight[V] = Flight(key, text, None, now, books.era, True, context)  # noqa: FBT003
+                books.add_prefetched(flight, now)
+                books.admission.take_place(flight)
+                started.append(flight)
+                begun = (PrefetchOutcome.STARTED, flight, None)
             all_begun.append(begun)
-        admission.enqueue(*started)
+        books.admission.enqueue(*started)
         return all_begun
 
     @step
@@ -119,38 +122,48 @@ class FlightMap(Generic[V]):
         loop: asyncio.AbstractEventLoop,
     ) -> Begun:
         """Start a flight that the caller runs on `loop`, unless the key has one."""
-        settled = self._settled(key, text)
+        books = self._books
+        now = books.clock()
+        settled = self._settled(key, text, now)
         if settled is not None:
             return settled
-        if not self._books.admission.has_place_on_loop():
+        if not books.admission.lets_onto_loop(now):
             return self._dropped()
-        flight = self._add(key, text, options, context=context, home=loop)
-        run = self._books.claim(flight, loop, for_query=False)
-        return Begun(PrefetchOutcome.STARTED, flight, run)
+        flight: Flight[V] = Flight(
+            key,
+            text,
+            options,
+            now,
+            books.era,
+            True,  # noqa: FBT003
+            context,
+            loop,
+        )
+        books.add_prefetched(flight, now)
+        books.admission.take_place(flight)
+        run = books.claim(flight, now, loop, for_query=False)
+        return PrefetchOutcome.STARTED, flight, run
 
-    def _settled(self, key: Hashable, text: str) -> Begun | None:
+    def _settled(self, key: Hashable, text: str, now: float) -> Begun | None:
         """Return what settles a prefetch at once, and count it; None if nothing does."""
         books = self._books
         if books.closed or not text or text.isspace():
             return self._dropped()
+        if key not in books.shelf.by_key:
+            return None
         flight = books.look_up(key)
         if flight is None:
-            return None if books.admission.may_speculate(books.clock()) else self._dropped()
+            return None
         books.ledger.counts.prefetch_deduplicated += 1
         if flight.state is State.DONE:
-            return Begun(PrefetchOutcome.READY, flight)
+            return PrefetchOutcome.READY, flight, None
         flight.asks += 1
-        flight.asked_at = books.clock()
-        return Begun(PrefetchOutcome.IN_FLIGHT, flight)
+        flight.asked_at = now
+        return PrefetchOutcome.IN_FLIGHT, flight, None
 
     def _dropped(self) -> Begun:
         self._books.ledger.counts.prefetch_dropped += 1
         return DROPPED
-
-    def _add(self, key: Hashable, text: str, options: Any, **facts: Any) -> Flight[V]:
-        flight = self._books.add(key, text, options, by_prefetch=True, **facts)
-        self._books.admission.note_probe(flight, flight.asked_at)
-        return flight
 
     @step
     def count_dropped(self) -> None:
@@ -176,7 +189,7 @@ class FlightMap(Generic[V]):
                     expired.append(flight)
                     continue
                 # The budget of hedges grows by calls, of which a job is one.
-                run = books.claim(flight, None, for_query=False, pays=not runs)
+                run = books.claim(flight, books.clock(), None, for_query=False, pays=not runs)
                 books.ledger.counts.prefetch_retried += flight.attempt > 1
                 runs.append(run)
             if runs:
@@ -195,7 +208,7 @@ class FlightMap(Generic[V]):
         if flight.state is not State.QUEUED or not self._may_retry(flight):
             return None
         books.ledger.counts.prefetch_retried += 1
-        return books.claim(flight, loop, for_query=False)
+        return books.claim(flight, books.clock(), loop, for_query=False)
 
     @step
     def requeue(self, flights: Iterable[Flight[V]]) -> bool:
@@ -207,7 +220,7 @@ class FlightMap(Generic[V]):
         waiting = [flight for flight in flights if flight.state is State.QUEUED]
         if not waiting:
             return True
-        if not self._may_retry(waiting[0]) or not self._wake():
+        if not self._may_retry(waiting[0]):
             return False
         self._books.admission.enqueue(*waiting)
         return True
@@ -223,26 +236,31 @@ class FlightMap(Generic[V]):
         """Return how many jobs wait for a worker."""
         return self._jobs_waiting()
 
-    @step
+    @look
     def _jobs_waiting(self) -> int:
         return self._books.admission.jobs_waiting
 
     # --- Looks ---------------------------------------------------------------------------------
 
     @step
+    def expire(self) -> None:
+        """Let go of what has outlived its time, so that it counts as gone."""
+        self._books.expire()
+
+    @look
     def is_ready(self, key: Hashable) -> bool:
         """Tell whether a query for `key` would be answered at once. Changes nothing."""
         books = self._books
-        flight = books.shelf.get(key)
+        flight = books.shelf.by_key.get(key)
         return (
             flight is not None and flight.state is State.DONE and flight.expires_at > books.clock()
         )
 
-    @step
+    @look
     def expected_wait(self, key: Hashable) -> float:
         """Estimate, in seconds, what a query for `key` would wait now. Changes nothing."""
         books = self._books
-        flight, now = books.shelf.get(key), books.clock()
+        flight, now = books.shelf.by_key.get(key), books.clock()
         if flight is not None and flight.state is State.DONE and flight.expires_at > now:
             return 0.0
         elapsed = 0.0
@@ -250,29 +268,27 @@ class FlightMap(Generic[V]):
             elapsed = now - flight.started_at
         return books.ledger.durations.remaining(elapsed)
 
-    @step
+    @look
     def unused(self, key: Hashable) -> list[Unused] | None:
         """Return the most recent prefetches that no query uses; those in the map come last.
 
         None if `key` has a prefetch that a query for it can use, or has used.
         """
         books = self._books
-        books.expire()
-        found = books.shelf.get(key)
+        found = books.shelf.by_key.get(key)
         if found is not None and found.by_prefetch:
             return None
         return books.ledger.unused(books.shelf.flights())
 
-    @step
+    @look
     def stats(self) -> PrefetchStats:
-        """Return the counts; what has outlived its time counts as gone."""
-        self._books.expire()
+        """Return the counts."""
         return self._books.ledger.counts.snapshot()
 
-    @step
+    @look
     def get(self, key: Hashable) -> Flight[V] | None:
         """Return the flight that stands under `key`, if one does. Changes nothing."""
-        return self._books.shelf.get(key)
+        return self._books.shelf.by_key.get(key)
 
     # --- Removal -------------------------------------------------------------------------------
 

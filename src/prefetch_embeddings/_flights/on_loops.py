@@ -7,7 +7,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from prefetch_embeddings._flights import loops, reentry
-from prefetch_embeddings._flights.flight import AbandonedError
 from prefetch_embeddings._flights.in_threads import came_from_a_signal
 
 if TYPE_CHECKING:
@@ -80,13 +79,22 @@ class OnLoops(Generic[V]):
                 # The collector destroys a task whose loop is gone. It may do so at any moment:
                 # touch nothing. Those who wait notice by themselves.
                 raise
-            interrupted = not isinstance(error, Exception) or came_from_a_signal(error)
-            self._landing.fail(run, AbandonedError() if interrupted else error)
-            if interrupted:
+            if came_from_a_signal(error):
+                self._landing.lose(run)
+                raise
+            self._landing.fail(run, error)
+            if not isinstance(error, Exception):
                 raise
         else:
             if loops.current_task() is task:
-                self._landing.complete(run, value)
+                try:
+                    self._landing.complete(run, value)
+                except BaseException:
+                    self._landing.lose(run)  # unless it has landed
+                    raise
+        finally:
+            reentry.run_has_ended(flight)
+            del task  # which keeps its exception, and that this frame
 
 
 class _Landed:

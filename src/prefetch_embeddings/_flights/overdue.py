@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from prefetch_embeddings._flights.steps import put_off
@@ -46,17 +48,16 @@ class Lookout:
         return self._visits.steps
 
     def plan(self) -> None:
-        """Plan a look, if a flight is due before the next one. Called by who begins to wait."""
-        if self._visits.look_is_missing:
-            self._look_in(self._visits.plan_look())
+        """Plan the next look. Called where a flight is due before the one that is planned."""
+        self._look_in(self._visits.plan_look())
 
     @put_off(None)
     def look(self) -> None:
         """Make the calls that are due, and plan the next look."""
         calls, ended, seconds = self._visits.begin_due_calls()
         self._landing.drop(ended)
-        for run, waiter in calls:
-            flight, context = run.flight, waiter.context.copy()
+        for run, context in calls:
+            flight = run.flight
             self._reporter.hedged(flight.text, flight.number)
             if run.loop is not None:
                 self._on_loops.launch_from_elsewhere(run, run.loop, context)
@@ -69,5 +70,12 @@ class Lookout:
             return
         if seconds <= 0:
             self.look()
-        elif not self._scheduler.call_later(seconds, self.look):
+        elif not self._scheduler.call_later(seconds, partial(_look, weakref.ref(self))):
             self._visits.cancel_look()
+
+
+def _look(reference: weakref.ref[Lookout]) -> None:
+    """Look, if the lookout is still there: a timer keeps no wrapper alive."""
+    lookout = reference()
+    if lookout is not None:
+        lookout.look()

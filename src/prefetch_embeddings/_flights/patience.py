@@ -14,6 +14,8 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefetch_embeddings._flights.flight import Flight
     from prefetch_embeddings._flights.ledger import Durations
 
@@ -98,18 +100,26 @@ class Patience:
 
     Flights that somebody waits for stand in a heap, by the time at which they may be due. It holds
     them weakly: one that has ended keeps nothing alive until that time.
+
+    Args:
+        hedge: When a flight gets its second call early; None for never.
+        durations: What calls took.
+        call_for_look: Has a look planned, soon after the step, for a flight that is due before it.
     """
 
-    def __init__(self, hedge: Hedge | None, durations: Durations) -> None:
+    def __init__(
+        self, hedge: Hedge | None, durations: Durations, call_for_look: Callable[[], object]
+    ) -> None:
         self._hedge: Final = hedge
+        self._call_for_look: Final = call_for_look
         self._durations: Final = durations
         self._budget: Final = None if hedge is None else Budget(hedge.budget)
+        self.hedges: Final = hedge is not None
+        """Whether flights get a second call early."""
         self._watched: list[tuple[float, int, weakref.ref[Flight[Any]]]] = []
         self._order: Final = itertools.count()
         self.next_look_at = math.inf
         """When somebody will look for flights that are due."""
-        self.look_is_missing = False
-        """Whether one is due before that. May be read without the lock, by who has watched it."""
 
     @property
     def limit(self) -> float:
@@ -147,18 +157,14 @@ class Patience:
         if self._budget is not None:
             self._budget.pay_in()
 
-    @property
-    def hedges(self) -> bool:
-        """Whether flights get a second call early."""
-        return self._hedge is not None
-
     def watch(self, flight: Flight[Any]) -> None:
         """Have `next_due` return a running flight when it may be due."""
         if not flight.watched:
             flight.watched = True
             at = self.due_at(flight)
             heapq.heappush(self._watched, (at, next(self._order), weakref.ref(flight)))
-            self.look_is_missing |= at < self.next_look_at
+            if at < self.next_look_at:
+                self._call_for_look()
 
     def next_due(self, now: float) -> Flight[Any] | None:
         """Take out a flight whose time has come; None if there is none any more."""
@@ -171,7 +177,6 @@ class Patience:
 
     def plan_look(self) -> float | None:
         """Return when the next flight may be due, which somebody will look at; None if none is."""
-        self.look_is_missing = False
         self.next_look_at = self._watched[0][0] if self._watched else math.inf
         return self._watched[0][0] if self._watched else None
 

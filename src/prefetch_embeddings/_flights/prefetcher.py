@@ -7,8 +7,7 @@ From here a query's text goes down to `query` (which flight), `joins` (how long 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from prefetch_embeddings._background import forks
 from prefetch_embeddings._background.pool import JobPool
@@ -17,7 +16,7 @@ from prefetch_embeddings._flights.books import Books
 from prefetch_embeddings._flights.drivers import Drivers
 from prefetch_embeddings._flights.flight import full_key
 from prefetch_embeddings._flights.in_threads import InThreads
-from prefetch_embeddings._flights.joins import LoopWaiter, ThreadWaiter
+from prefetch_embeddings._flights.joins import LoopVisit, ThreadVisit
 from prefetch_embeddings._flights.landing import Landing
 from prefetch_embeddings._flights.map import FlightMap
 from prefetch_embeddings._flights.on_loops import OnLoops
@@ -27,10 +26,9 @@ from prefetch_embeddings._flights.steps import ReenteredError, Steps, put_off
 from prefetch_embeddings._flights.visits import Visits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable
 
     from prefetch_embeddings._background import Background
-    from prefetch_embeddings._flights.flight import Flight, PrefetchOutcome, Ticket
     from prefetch_embeddings._flights.ledger import Unused
     from prefetch_embeddings._flights.loader import Loader
     from prefetch_embeddings._flights.patience import Hedge
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 
 
-class Prefetcher(Generic[V]):
+class Prefetcher(Asking[V]):
     """Values by text, through flights.
 
     Every method may be called at any moment, from any thread, also by a finaliser or a signal
@@ -80,12 +78,8 @@ class Prefetcher(Generic[V]):
         sound: Callable[[V], bool] | None = None,
         on_missed: Callable[[Hashable, str], None] | None = None,
     ) -> None:
-        self.key: Final = key
-        self.clock: Final = background.clock
-        self._loader: Final = loader
-        self._reporter: Final = reporter
-        self._scheduler: Final = background.scheduler
-        books = self._books = Books(
+        steps = Steps()
+        books = Books(
             ttl=ttl,
             max_entries=max_entries,
             max_workers=max_workers,
@@ -93,42 +87,54 @@ class Prefetcher(Generic[V]):
             attempts=attempts,
             hedge=hedge,
             clock=background.clock,
+            call_for_look=lambda: steps.put_off.append(lookout.plan),
         )
-        self.steps: Final = Steps()
-        self.steps.mend = self._mend
-        self._flights: Final[FlightMap[V]] = FlightMap(books, self.steps, self._wake)
-        visits: Visits[V] = Visits(books, self.steps)
-        self._visits: Final = visits
-        self._landing: Final[Landing[V]] = Landing(
-            books, self.steps, reporter=reporter, try_again=self._try_again, sound=sound
+        flights: FlightMap[V] = FlightMap(books, steps)
+        visits: Visits[V] = Visits(books, steps)
+        landing: Landing[V] = Landing(
+            books, steps, reporter=reporter, try_again=self.try_again, sound=sound
         )
-        self._aside: Final = JobPool(None)
-        in_threads: InThreads[V] = InThreads(
-            self._flights, self._landing, loader, aside=self._aside
-        )
-        on_loops: OnLoops[V] = OnLoops(self._flights, self._landing, loader)
-        self._executor: Final = background.executor(in_threads, max_workers)
+        aside = JobPool(None)
+        in_threads: InThreads[V] = InThreads(flights, landing, loader, aside=aside)
+        on_loops: OnLoops[V] = OnLoops(flights, landing, loader)
+        executor = flights.executor = background.executor(in_threads, max_workers)
+
+        def mend(thrown_out: int) -> None:
+            landing.mend(thrown_out)
+            steps.put_off.append(executor.wake)  # it may have been to be woken
+
+        steps.mend = mend
         lookout = Lookout(
             visits,
-            self._landing,
+            landing,
             in_threads,
             on_loops,
             scheduler=background.scheduler,
             reporter=reporter,
         )
         self._queries: Final[Queries[V]] = Queries(
-            visits, self._landing, lookout, reporter=reporter, on_missed=on_missed
+            visits,
+            landing,
+            clock=background.clock,
+            reporter=reporter,
+            on_missed=on_missed,
         )
         self._drivers: Final = Drivers(in_threads, on_loops, hedges=hedge is not None)
-        self._asking: Final[Asking[V]] = Asking(
-            self._flights,
-            self._landing,
+        super().__init__(
+            flights,
+            landing,
             on_loops,
             loader,
+            wake=executor.wake,
             key=key,
             scheduler=background.scheduler,
             reporter=reporter,
         )
+        self.clock: Final = background.clock
+        self._books: Final = books
+        self._visits: Final = visits
+        self._executor: Final = executor
+        self._aside: Final = aside
         forks.register(self)
 
     def reset_after_fork(self) -> None:
@@ -151,14 +157,12 @@ class Prefetcher(Generic[V]):
             RuntimeError: If the model, while it loads a text, asks for that text.
         """
         key = full_key(self.key, text, variant)
-        self._asking.queried_in_threads = True
+        self._queried_in_threads = True
         try:
             flight = self._visits.ready(key, text)
             if flight is None:
-                waiter = ThreadWaiter(contextvars.copy_context(), for_query=True)
-                way = self._queries.way(key, text, options, waiter, self.clock)
-                answer: Answer = self._drivers.drive(way, waiter)
-                return cast("V", _value(answer))
+                visit = ThreadVisit(key, text, options, for_query=True)
+                return cast("V", _value(self._drivers.drive(self._queries.way(visit), visit)))
         except ReenteredError:
             return self._loader.load(text, options)
         if self._reporter.listening:
@@ -171,55 +175,19 @@ class Prefetcher(Generic[V]):
         Cancelling the caller cancels its wait, and the work only if nobody else wants it.
         """
         key = full_key(self.key, text, variant)
-        self._asking.queried_in_threads = False
+        self._queried_in_threads = False
         try:
             flight = self._visits.ready(key, text)
             if flight is None:
-                loop = asyncio.get_running_loop()
-                waiter = LoopWaiter(loop, contextvars.copy_context(), for_query=True)
-                way = self._queries.way(key, text, options, waiter, self.clock)
-                answer: Answer = await self._drivers.adrive(way, waiter)
-                return cast("V", _value(answer))
+                visit = LoopVisit(key, text, options, for_query=True)
+                visit.loop = asyncio.get_running_loop()
+                way = self._queries.way(visit)
+                return cast("V", _value(await self._drivers.adrive(way, visit)))
         except ReenteredError:
             return await self._loader.aload(text, options)
         if self._reporter.listening:
             self._reporter.served(text, flight.number, "ready", 0.0)
         return flight.value
-
-    # --- Prefetches ----------------------------------------------------------------------------
-
-    def prefetch(self, text: str, options: Any = None, variant: Hashable = None) -> PrefetchOutcome:
-        """Have `text` loaded in the background. Arguments as for `get`."""
-        return self._asking.prefetch(text, options, variant)
-
-    def ask(
-        self, text: str, options: Any = None, variant: Hashable = None
-    ) -> tuple[PrefetchOutcome, Ticket[V] | None]:
-        """Do what `prefetch` does, so that it can be taken back.
-
-        Returns:
-            The outcome, and the ticket that stands for this ask; None where there is nothing
-            to take back: the value is there, or the prefetch was dropped.
-        """
-        return self._asking.ask(text, options, variant)
-
-    def take_back(self, ticket: Ticket[V]) -> bool:
-        """Take back the ask that a ticket stands for, and nobody else's.
-
-        Returns:
-            Whether this withdrew the flight before it ran: nobody else asked or waits for it.
-        """
-        return self._asking.take_back(ticket)
-
-    def prefetch_many(self, texts: Iterable[str]) -> list[PrefetchOutcome]:
-        """Have several texts loaded in the background, in one call where the model allows it."""
-        return self._asking.prefetch_many(texts)
-
-    async def aprefetch(
-        self, text: str, options: Any = None, variant: Hashable = None
-    ) -> PrefetchOutcome:
-        """Have `text` loaded on the running loop; returns once the first step is done."""
-        return await self._asking.aprefetch(text, options, variant)
 
     # --- Explicit waits and looks --------------------------------------------------------------
 
@@ -233,23 +201,24 @@ class Prefetcher(Generic[V]):
             RuntimeError: If the model waits, while it loads a text, for that text.
         """
         key = full_key(self.key, text, variant)
-        waiter = ThreadWaiter(contextvars.copy_context(), for_query=False)
+        visit = ThreadVisit(key, text, None, for_query=False)
         try:
-            way = self._queries.wait(key, waiter, timeout, claim=timeout is None)
-            return bool(self._drivers.drive(way, waiter))
+            way = self._queries.wait(visit, timeout, claim=timeout is None)
+            return bool(self._drivers.drive(way, visit))
         except ReenteredError:
             return False  # it can come to nothing while this thread is within a step
 
     async def await_(self, text: str, timeout: float | None, variant: Hashable = None) -> bool:
         """Do what `wait` does without blocking the loop."""
         key = full_key(self.key, text, variant)
-        waiter = LoopWaiter(asyncio.get_running_loop(), contextvars.copy_context(), for_query=False)
+        visit = LoopVisit(key, text, None, for_query=False)
+        visit.loop = asyncio.get_running_loop()
         # Without an async client of its own a model needs a thread of the loop's executor: it
         # would go on there after the timeout, and hold up the end of the loop.
         claim = timeout is None or self._loader.native_async
         try:
-            way = self._queries.wait(key, waiter, timeout, claim=claim)
-            return bool(await self._drivers.adrive(way, waiter))
+            way = self._queries.wait(visit, timeout, claim=claim)
+            return bool(await self._drivers.adrive(way, visit))
         except ReenteredError:
             return False
 
@@ -266,11 +235,17 @@ class Prefetcher(Generic[V]):
 
         None if `key` has a prefetch that a query for it can use, or has used.
         """
+        self._expire()
         return self._flights.unused(key)
 
     def stats(self) -> PrefetchStats:
         """Return one consistent snapshot of the counters."""
+        self._expire()
         return self._flights.stats()
+
+    @put_off(None)
+    def _expire(self) -> None:
+        self._flights.expire()
 
     # --- For what stands beside: speech, instrumentation, tests ----------------------------------
 
@@ -290,6 +265,11 @@ class Prefetcher(Generic[V]):
             False if it never will.
         """
         return self._scheduler.call_later(seconds, call)
+
+    def waiters(self, text: str, variant: Hashable = None) -> int:
+        """Return how many queries and explicit waits wait for the flight of `text`."""
+        flight = self._flights.get(full_key(self.key, text, variant))
+        return 0 if flight is None else len(flight.waiters)
 
     def leaks(self) -> list[str]:
         """Say what is under way, or does not add up. Nothing is, when all calls have returned."""
@@ -325,18 +305,6 @@ class Prefetcher(Generic[V]):
             self._landing.let_down(flight, runs, attempt)
         self._executor.close()
         self._aside.close()
-
-    # --- Behind the curtain --------------------------------------------------------------------
-
-    def _wake(self) -> bool:
-        return self._executor.wake()
-
-    def _try_again(self, flights: Sequence[Flight[V]], seconds: float) -> None:
-        self._asking.try_again(flights, seconds)
-
-    def _mend(self) -> None:
-        self._landing.mend()
-        self.steps.put_off.append(self._wake)
 
 
 def _value(answer: Answer) -> Any:

@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 
 class ReenteredError(Exception):
-    """The same thread is within a step. Never reaches a caller."""
+    """The same thread is within a step, or has yet to make a call. Never reaches a caller."""
 
 
 class Steps:
@@ -37,8 +37,9 @@ class Steps:
     def __init__(self) -> None:
         self.start_anew()
 
-    mend: Callable[[], None]
-    """Puts in order what a torn step may have left. Called within the next one."""
+    mend: Callable[[int], None]
+    """Puts in order what a torn step may have left, given the thread that was thrown out of it.
+    Called within the next one."""
 
     def start_anew(self) -> None:
         """Make the lock; once more in a forked child, where another thread may have held it."""
@@ -81,15 +82,33 @@ def step(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
             steps.within = True
             try:
                 if steps.torn_by is not None:
-                    steps.mend()
+                    steps.mend(steps.torn_by)
                     steps.torn_by = None
                 result = method(self, *args, **kwargs)
+            except ReenteredError:
+                raise  # the step has found out by itself, before it changed anything
             except BaseException:
                 steps.torn_by = threading.get_ident()
                 raise
             finally:
                 steps.within = False
         if steps.put_off:
+            steps.catch_up()
+        return result
+
+    functools.update_wrapper(run, method)
+    return run
+
+
+def look(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Mark a method that only looks. Within a step of the same thread it sees it half done."""
+
+    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        steps = self.steps
+        with steps.lock:
+            within = steps.within
+            result = method(self, *args, **kwargs)
+        if steps.put_off and not within:
             steps.catch_up()
         return result
 
