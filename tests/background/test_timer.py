@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import queue
 import threading
@@ -13,6 +14,7 @@ from unittest import mock
 import pytest
 
 from prefetch_embeddings import PrefetchingEmbeddings, UtterancePrefetcher
+from prefetch_embeddings._background import forks
 from prefetch_embeddings._background import timer as timers
 from prefetch_embeddings._background.timer import Timer
 from prefetch_embeddings.testing import ScriptedEmbeddings
@@ -74,7 +76,7 @@ def test_calls_of_one_time_are_made_in_their_order(timer: Timer) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timers, "time", mock.Mock(monotonic=lambda: 0.0))  # all at one time
         for number in range(20):
-            timer.call_later(0.0, lambda number=number: made.append(number))
+            timer.call_later(0.0, functools.partial(made.append, number))
         timer.call_later(0.0, done.set)
     go_on.set()
     assert done.wait(PATIENCE)
@@ -114,8 +116,8 @@ def test_one_thread_makes_all_calls_and_ends_when_there_are_none(
     until(lambda: not the_thread())  # those of other tests
     monkeypatch.setattr(timers, "LINGER_SECONDS", 0.01)
     timer = Timer()
+    threads: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
     for _ in range(3):
-        threads: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
         for _ in range(2):
             timer.call_later(0.0, lambda: threads.put(threading.current_thread()))
         first, second = (threads.get(timeout=PATIENCE) for _ in range(2))
@@ -251,7 +253,7 @@ def test_a_thread_whose_call_has_forked_ends_in_the_child(timer: Timer) -> None:
 
 def test_timers_are_known_to_the_fork_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     registered: list[object] = []
-    monkeypatch.setattr(timers.forks, "register", registered.append)
+    monkeypatch.setattr(forks, "register", registered.append)
     timer = Timer()
     assert registered == [timer]
 

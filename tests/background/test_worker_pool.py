@@ -15,6 +15,7 @@ from unittest import mock
 
 import pytest
 
+from prefetch_embeddings._background import forks
 from prefetch_embeddings._background import pool as pools
 from prefetch_embeddings._background.pool import JobPool, WorkerPool
 from tests.helpers import PATIENCE, Call, until
@@ -108,7 +109,7 @@ def test_no_more_threads_than_allowed(pool: JobPool) -> None:
     held = occupy(pool, 2)
     third = Held()
     assert pool.submit(third) is True
-    assert len(pool._threads) == 2
+    assert len(pool._crew.threads) == 2
     assert not third.running.is_set()
     held[0].end.set()
     assert third.running.wait(PATIENCE)
@@ -119,19 +120,19 @@ def test_no_more_threads_than_allowed(pool: JobPool) -> None:
 def test_an_idle_thread_takes_the_next_job(pool: JobPool) -> None:
     [first] = occupy(pool)
     first.end.set()
-    until(lambda: len(pool._idle) == 1)
+    until(lambda: len(pool._crew.idle) == 1)
     [second] = occupy(pool)
     assert second.thread is first.thread
-    assert not pool._idle
+    assert not pool._crew.idle
     second.end.set()
-    until(lambda: len(pool._idle) == 1)
-    assert len(pool._threads) == 1
+    until(lambda: len(pool._crew.idle) == 1)
+    assert len(pool._crew.threads) == 1
 
 
 def test_without_a_bound_every_job_has_a_thread_at_once() -> None:
     pool = JobPool(None)
     held = occupy(pool, 50)
-    assert len(pool._threads) == 50
+    assert len(pool._crew.threads) == 50
     release(held)
     end(pool)
 
@@ -164,7 +165,7 @@ def test_where_no_thread_can_be_started_nothing_is_taken(ran: Ran) -> None:
     with NO_THREADS:
         for _ in range(5):
             assert pool.submit(ran("refused")) is False
-    assert not pool._threads
+    assert not pool._crew.threads
     assert not pool._jobs, "a refused job stays in the queue"
     held = occupy(pool, 2)
     release(held)
@@ -177,7 +178,7 @@ def test_a_thread_that_there_is_runs_what_no_new_one_can(ran: Ran) -> None:
     [held] = occupy(pool)
     with NO_THREADS:
         assert pool.submit(ran("job")) is True
-    assert len(pool._threads) == 1
+    assert len(pool._crew.threads) == 1
     held.end.set()
     assert ran.next() == ["job"]
     end(pool)
@@ -227,7 +228,7 @@ def test_what_interrupts_the_start_of_a_thread_leaves_its_place_free(
         pytest.raises(KeyboardInterrupt),
     ):
         pool.submit(ran("a"))
-    assert not pool._threads
+    assert not pool._crew.threads
     assert pool.submit(ran("b")) is True
     assert ran.next(2) == ["a", "b"], "the first was taken in before"
     end(pool)
@@ -253,7 +254,7 @@ def test_threads_end_after_a_while_without_work(
     for _ in range(3):
         release(occupy(pool, 2))
         assert pool.join(PATIENCE), "idle threads stay"
-        assert not pool._idle
+        assert not pool._crew.idle
 
 
 class Bells:
@@ -290,15 +291,15 @@ def bells() -> Iterator[Bells]:
         yield bells
 
 
-def test_a_thread_whose_bell_is_in_hand_waits_for_the_ring(bells: Bells, ran: Ran) -> None:
+def test_a_thread_whose_mark_is_taken_waits_for_the_ring(bells: Bells, ran: Ran) -> None:
     pool = JobPool(1)
     release(occupy(pool))
     [bell] = bells.made
     assert bell.waits.get(timeout=PATIENCE) == pools.IDLE_SECONDS
-    assert pool._idle.pop() is bell  # as `wake` does before it rings
+    assert pool._crew.take_mark() is True  # somebody is about to ring
     bell.give_up()
     assert bell.waits.get(timeout=PATIENCE) == pools.RINGING_SECONDS
-    assert pool._threads, "it has ended with a ring on its way"
+    assert pool._crew.threads, "it has ended with a ring on its way"
     pool._jobs.append(ran("job"))
     bell.put(None)
     assert ran.next() == ["job"]
@@ -310,7 +311,7 @@ def test_a_ring_that_never_comes_costs_no_job(bells: Bells, ran: Ran) -> None:
     release(occupy(pool))
     [bell] = bells.made
     bell.waits.get(timeout=PATIENCE)
-    pool._idle.pop()
+    pool._crew.take_mark()
     pool._jobs.append(ran("job"))
     bell.give_up()
     bell.waits.get(timeout=PATIENCE)
@@ -326,7 +327,7 @@ def test_a_thread_that_gives_up_waiting_ends(bells: Bells) -> None:
     bell.waits.get(timeout=PATIENCE)
     bell.give_up()
     assert pool.join(PATIENCE)
-    assert not pool._idle
+    assert not pool._crew.idle
 
 
 class Late:
@@ -351,7 +352,7 @@ def test_a_thread_looks_once_more_before_it_sleeps(ran: Ran) -> None:
     pool = WorkerPool(Late(ran("a"), ran("b")), 1)
     assert pool.wake() is True
     assert ran.next(2) == ["a", "b"]
-    until(lambda: len(pool._idle) == 1)
+    until(lambda: len(pool._crew.idle) == 1)
     end(pool)
 
 
@@ -360,12 +361,12 @@ def test_a_closed_pools_thread_runs_what_turns_up_while_it_ends(ran: Ran) -> Non
     pool = WorkerPool(source, 1)
     with mock.patch.object(pools, "start"):
         pool.wake()
-    [thread] = pool._threads
+    [thread] = pool._crew.threads
     pool.close()
     thread.start()
     assert pool.join(PATIENCE)
     assert ran.next(2) == ["a", "b"]
-    assert not pool._idle
+    assert not pool._crew.idle
 
 
 def test_whoever_counts_on_a_thread_that_ends_gets_another(
@@ -373,19 +374,33 @@ def test_whoever_counts_on_a_thread_that_ends_gets_another(
 ) -> None:
     monkeypatch.setattr(pools, "IDLE_SECONDS", 0.0)
     pool = JobPool(1)
-    gone = pool._gone
+    crew = pool._crew
+    remove = crew.remove
     once = deque([ran("job")])
 
     def add_and_go(thread: threading.Thread) -> None:
         while once:  # it comes when nobody looks any more, and finds no permit
             pool._jobs.append(once.pop())
             assert pool.wake() is True
-        gone(thread)
+        remove(thread)
 
-    monkeypatch.setattr(pool, "_gone", add_and_go)
+    monkeypatch.setattr(crew, "remove", add_and_go)
     release(occupy(pool))
     assert ran.next() == ["job"]
     end(pool)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_threads_of_a_forgotten_pool_end(threads: int) -> None:
+    pool = JobPool(threads)
+    held = occupy(pool, threads)
+    release(held)
+    crew = pool._crew
+    until(lambda: len(crew.idle) == threads)
+    assert pool.accepts is True
+    del pool
+    gc.collect()
+    until(lambda: not any(each.thread.is_alive() for each in held))
 
 
 def test_a_parked_thread_keeps_nothing_alive(pool: JobPool) -> None:
@@ -397,7 +412,7 @@ def test_a_parked_thread_keeps_nothing_alive(pool: JobPool) -> None:
     gone = weakref.ref(job)
     pool.submit(job.run)
     del job
-    until(lambda: len(pool._idle) == 1)
+    until(lambda: len(pool._crew.idle) == 1)
 
     def collected() -> bool:
         gc.collect()
@@ -424,27 +439,13 @@ def test_closing_refuses_what_comes_and_runs_what_is_queued(pool: JobPool, ran: 
 
 def test_closing_wakes_idle_threads(pool: JobPool) -> None:
     release(occupy(pool, 2))
-    until(lambda: len(pool._idle) == 2)
+    until(lambda: len(pool._crew.idle) == 2)
     pool.close()
     assert pool.join(PATIENCE)
-    assert not pool._idle
+    assert not pool._crew.idle
+    assert pool.accepts is False
     pool.close()  # once more does no harm
     assert pool.wake() is False
-
-
-def test_a_closed_pool_starts_no_thread_for_what_is_left(
-    pool: JobPool, ran: Ran, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    [held] = occupy(pool)
-    monkeypatch.setattr(pool, "_sleep", lambda bell: False)
-    pool.close()
-    monkeypatch.setattr(pool, "wake", mock.Mock(side_effect=AssertionError))
-    take = pool._jobs.take
-    monkeypatch.setattr(type(pool._jobs), "take", lambda jobs: None if jobs else take())
-    pool._jobs.append(ran("left"))
-    held.end.set()
-    assert pool.join(PATIENCE)
-    assert ran.nothing_more()
 
 
 def test_joining_waits_for_the_last_thread(pool: JobPool) -> None:
@@ -478,14 +479,14 @@ def test_a_forked_childs_pool_starts_anew(ran: Ran) -> None:
     pool = JobPool(1)
     with mock.patch.object(pools, "start"):  # of the parent, where the thread is
         pool.submit(ran("the parent's"))
-    pool._idle.append(queue.SimpleQueue())
+    pool._crew.idle.append(None)
     pool.close()
     pool.reset_after_fork()
-    assert not pool._threads
-    assert not pool._idle
+    assert not pool._crew.threads
+    assert not pool._crew.idle
     [held] = occupy(pool)
     pool.submit(ran("the child's"))
-    assert len(pool._threads) == 1
+    assert len(pool._crew.threads) == 1
     held.end.set()
     assert ran.next() == ["the child's"]
     assert ran.nothing_more()
@@ -501,12 +502,12 @@ def test_a_thread_that_is_the_childs_only_one_ends_with_its_job(ran: Ran) -> Non
 
     with mock.patch.object(pools, "start"):
         pool.submit(fork)
-    [thread] = pool._threads
+    [thread] = pool._crew.threads
     thread.start()
     thread.join(PATIENCE)
     assert not thread.is_alive()
     assert ran.nothing_more(), "it runs on beside the child's own threads"
-    assert len(pool._permits or ()) == 1, "a permit too many"
+    assert len(pool._crew._permits or ()) == 1, "a permit too many"
     assert pool.wake() is True
     assert ran.next() == ["another's"]
     end(pool)
@@ -514,6 +515,6 @@ def test_a_thread_that_is_the_childs_only_one_ends_with_its_job(ran: Ran) -> Non
 
 def test_pools_are_known_to_the_fork_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     registered: list[object] = []
-    monkeypatch.setattr(pools.forks, "register", registered.append)
+    monkeypatch.setattr(forks, "register", registered.append)
     pool = JobPool(1)
     assert registered == [pool]

@@ -41,19 +41,19 @@ def test_those_who_queue_and_those_who_work_share_the_places_of_threads() -> Non
     assert admission.places_taken == 0
     tokens = [admission.begin()]
     admission.take_place(a_flight("a"))
-    assert admission.has_place() is True
+    assert admission.lets_in(0.0) is True
     second = a_flight("b")
     admission.take_place(second)
-    assert admission.has_place() is False
-    assert admission.has_place_on_loop() is True
+    assert admission.lets_in(0.0) is False
+    assert admission.lets_onto_loop(0.0) is True
     admission.done(tokens[0])
-    assert admission.has_place() is True
+    assert admission.lets_in(0.0) is True
     admission.done(tokens[0])  # twice is no harm
     admission.take_place(a_flight("c"))
-    assert admission.has_place() is False
+    assert admission.lets_in(0.0) is False
     admission.give_back(second)
     admission.give_back(second)
-    assert admission.has_place() is True
+    assert admission.lets_in(0.0) is True
     assert admission.places_taken == 2
 
 
@@ -61,14 +61,14 @@ def test_flights_on_loops_have_places_of_their_own(loop: asyncio.AbstractEventLo
     admission = Admission(1, 1, 2)
     a, b = a_flight("a", home=loop), a_flight("b", home=loop)
     admission.take_place(a)
-    assert admission.has_place_on_loop() is True
+    assert admission.lets_onto_loop(0.0) is True
     admission.take_place(b)
-    assert admission.has_place_on_loop() is False
+    assert admission.lets_onto_loop(0.0) is False
     assert set(admission.on_loops()) == {a, b}
     assert admission.places_taken == 2
-    assert admission.has_place() is True
+    assert admission.lets_in(0.0) is True
     admission.give_back(a)
-    assert admission.has_place_on_loop() is True
+    assert admission.lets_onto_loop(0.0) is True
     assert admission.on_loops() == [b]
 
 
@@ -76,9 +76,9 @@ def test_each_job_in_a_worker_has_a_place() -> None:
     admission = Admission(1, 1, 1)
     first, second = admission.begin(), admission.begin()
     assert first is not second
-    assert admission.has_place() is False
+    assert admission.lets_in(0.0) is False
     admission.done(first)
-    assert admission.has_place() is True
+    assert admission.lets_in(0.0) is True
 
 
 # --- The queue -----------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_exactly_those_get_a_place_who_should_have_one(loop: asyncio.AbstractEve
 
 def test_prefetching_pauses_after_so_many_failures_in_a_row() -> None:
     admission = Admission(1, 1, 1)
-    admission.note_call(5.0)
+    admission.called_at = 5.0
     for _ in range(FAILURES - 1):
         assert admission.note_failure() is False
         assert admission.paused is False
@@ -161,7 +161,7 @@ def test_in_a_pause_one_may_try_when_nobody_has_called_for_a_while() -> None:
     for _ in range(FAILURES):
         admission.note_failure()
     assert admission.may_speculate(0.0) is True, "nobody ever called"
-    admission.note_call(5.0)
+    admission.called_at = 5.0
     assert admission.may_speculate(5.0 + PROBE_SECONDS - 0.01) is False
     assert admission.may_speculate(5.0 + PROBE_SECONDS) is True
     probe, other = a_flight("probe"), a_flight("other")

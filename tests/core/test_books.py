@@ -21,12 +21,20 @@ def books() -> Books:
 
 
 def added(books: Books, key: str = "q", *, by_prefetch: bool = True) -> Flight[str]:
-    return books.add(key, key, None, by_prefetch=by_prefetch)
+    """Put a new flight into the map, in no queue."""
+    now = books.clock()
+    flight: Flight[str] = Flight(key, key, None, now, books.era, by_prefetch)
+    if by_prefetch:
+        books.add_prefetched(flight, now)
+        books.admission.take_place(flight)
+    else:
+        books.shelf.by_key[key] = flight
+    return flight
 
 
 def ready(books: Books, key: str = "q", *, by_prefetch: bool = True) -> Flight[str]:
     flight = added(books, key, by_prefetch=by_prefetch)
-    books.claim(flight, None, for_query=False)
+    books.claim(flight, books.clock(), None, for_query=False)
     flight.value = "value"
     books.end(flight, State.DONE)
     return flight
@@ -37,7 +45,8 @@ def ready(books: Books, key: str = "q", *, by_prefetch: bool = True) -> Flight[s
 
 def test_a_new_flight(books: Books, loop: asyncio.AbstractEventLoop) -> None:
     context = contextvars.Context()
-    flight = books.add("k", "t", "o", by_prefetch=True, context=context, home=loop)
+    flight: Flight[str] = Flight("k", "t", "o", books.clock(), books.era, True, context, loop)
+    books.add_prefetched(flight, books.clock())
     assert (flight.key, flight.text, flight.options) == ("k", "t", "o")
     assert (flight.context, flight.home, flight.era) == (context, loop, books.era)
     assert flight.asked_at == books.clock()
@@ -53,8 +62,9 @@ def test_a_new_flight(books: Books, loop: asyncio.AbstractEventLoop) -> None:
     assert (flight.waiters, flight.first_query_at) == ({}, None)
     assert (flight.successor, flight.failure) == (None, None)
     assert (flight.ended, flight.wanted) == (False, True)
-    assert books.shelf.get("k") is flight
-    assert books.admission.on_loops() == [flight]
+    assert books.shelf.by_key.get("k") is flight
+    assert books.admission.on_loops() == [], "its place is the caller's to give"
+    assert flight.to_come == 0
 
 
 def test_prefetches_are_counted_and_take_places_queries_do_not(books: Books) -> None:
@@ -79,7 +89,7 @@ def test_the_claim(loop: asyncio.AbstractEventLoop) -> None:
     books = core.books
     flight = added(books)
     core.time.advance(5.0)
-    run = books.claim(flight, loop, for_query=True)
+    run = books.claim(flight, books.clock(), loop, for_query=True)
     now = core.time()
     assert (flight.state, flight.attempt, flight.started_at) == (State.RUNNING, 1, now)
     assert (flight.called_at, flight.runs, flight.for_query) == (now, (run,), True)
@@ -94,17 +104,22 @@ def test_the_claim_of_what_somebody_waits_for_has_it_watched(books: Books) -> No
     flight = added(books)
     books.attend(flight, Someone(), None)
     assert flight.watched is False, "it does not run yet"
-    books.claim(flight, None, for_query=False)
+    books.claim(flight, books.clock(), None, for_query=False)
     assert flight.watched is True
 
 
 def test_a_flight_keeps_its_place_on_its_loop_until_a_query_claims_it(
     books: Books, loop: asyncio.AbstractEventLoop
 ) -> None:
-    flights = [books.add(key, key, None, by_prefetch=True, home=loop) for key in "ab"]
-    books.claim(flights[0], loop, for_query=False)
+    flights: list[Flight[str]] = [
+        Flight(key, key, None, 0.0, books.era, True, None, loop) for key in "ab"
+    ]
+    for flight in flights:
+        books.add_prefetched(flight, 0.0)
+        books.admission.take_place(flight)
+    books.claim(flights[0], books.clock(), loop, for_query=False)
     assert set(books.admission.on_loops()) == set(flights)
-    books.claim(flights[1], None, for_query=True)
+    books.claim(flights[1], books.clock(), None, for_query=True)
     assert books.admission.on_loops() == [flights[0]]
     assert flights[0].for_query is False
 
@@ -113,17 +128,17 @@ def test_each_attempt_is_counted(books: Books) -> None:
     flight = added(books)
     for attempt in (1, 2, 3):
         flight.runs = ()
-        books.claim(flight, None, for_query=False)
+        books.claim(flight, books.clock(), None, for_query=False)
         assert flight.attempt == attempt
 
 
 def test_a_claim_pays_for_hedges_unless_it_is_a_part_of_a_call() -> None:
     books = Core(hedge=Hedge(after=1.0, budget=1.0)).books
     assert books.patience.take_hedge() is True
-    books.claim(added(books, "a"), None, for_query=False)  # pays back the loan
-    books.claim(added(books, "b"), None, for_query=False, pays=False)
+    books.claim(added(books, "a"), books.clock(), None, for_query=False)  # pays back the loan
+    books.claim(added(books, "b"), books.clock(), None, for_query=False, pays=False)
     assert books.patience.take_hedge() is False
-    books.claim(added(books, "c"), None, for_query=True)
+    books.claim(added(books, "c"), books.clock(), None, for_query=True)
     assert books.patience.take_hedge() is True
 
 
@@ -131,21 +146,21 @@ def test_a_call_beside_others(loop: asyncio.AbstractEventLoop) -> None:
     core = Core()
     books = core.books
     flight = added(books)
-    first = books.claim(flight, None, for_query=False)
+    first = books.claim(flight, books.clock(), None, for_query=False)
     core.time.advance(5.0)
-    second = books.begin_run(flight, loop, for_query=True, beside=True)
+    second = books.begin_run(flight, books.clock(), loop, for_query=True, beside=True)
     assert flight.runs == (first, second)
     assert (flight.called_at, flight.started_at) == (core.time(), core.time() - 5.0)
     assert (second.flight, second.loop, second.started_at) == (flight, loop, core.time())
     assert (second.beside, second.for_query, flight.for_query) == (True, True, True)
-    third = books.begin_run(flight, None, for_query=False)
+    third = books.begin_run(flight, books.clock(), None, for_query=False)
     assert (third.beside, third.for_query, flight.for_query) == (False, False, True)
 
 
 def test_a_call_puts_off_the_next_probe(books: Books) -> None:
     for _ in range(3):
         books.admission.note_failure()
-    books.claim(added(books), None, for_query=False)
+    books.claim(added(books), books.clock(), None, for_query=False)
     assert books.admission.may_speculate(books.clock()) is False
 
 
@@ -154,13 +169,14 @@ def test_a_call_puts_off_the_next_probe(books: Books) -> None:
 
 def test_who_attends_a_flight(books: Books) -> None:
     flight = added(books)
-    run = books.claim(flight, None, for_query=True)
+    run = books.claim(flight, books.clock(), None, for_query=True)
     mine, other = Someone(), Someone()
     books.attend(flight, mine, run)
-    assert mine.makes_call is True
+    assert mine.run is run
     assert flight.watched is False, "the caller has nothing to gain from another call"
     books.attend(flight, other, None)
-    assert other.makes_call is False
+    assert other.run is None
+    assert (mine.flight, other.flight) == (flight, flight)
     assert flight.watched is True
     assert list(flight.waiters) == [mine, other]
     assert flight.wanted is True
@@ -169,7 +185,7 @@ def test_who_attends_a_flight(books: Books) -> None:
 def test_with_hedges_the_call_of_a_waiter_is_watched_as_well() -> None:
     books = Core(hedge=Hedge(after=1.0)).books
     flight = added(books)
-    books.attend(flight, Someone(), books.claim(flight, None, for_query=True))
+    books.attend(flight, Someone(), books.claim(flight, books.clock(), None, for_query=True))
     assert flight.watched is True
 
 
@@ -179,8 +195,11 @@ def test_with_hedges_the_call_of_a_waiter_is_watched_as_well() -> None:
 def test_the_end_of_a_flight_that_is_done() -> None:
     core = Core(ttl=7.0)
     books = core.books
-    flight = books.add("q", "q", "options", by_prefetch=True, context=contextvars.Context())
-    run = books.claim(flight, None, for_query=False)
+    flight: Flight[str] = Flight(
+        "q", "q", "options", books.clock(), books.era, True, contextvars.Context()
+    )
+    books.add_prefetched(flight, books.clock())
+    run = books.claim(flight, books.clock(), None, for_query=False)
     waiter = Someone()
     books.attend(flight, waiter, None)
     flight.failure = Failure(run, ValueError(), None)
@@ -188,8 +207,8 @@ def test_the_end_of_a_flight_that_is_done() -> None:
     books.end(flight, State.DONE)
     now = core.time()
     assert (flight.state, flight.ended, flight.finished_at) == (State.DONE, True, now)
-    assert (flight.expires_at, flight.duration) == (now + 7.0, 2.0)
-    assert (flight.context, flight.options, flight.runs, flight.failure) == (None, None, (), None)
+    assert flight.expires_at == now + 7.0
+    assert [flight.context, flight.options, flight.failure, *flight.runs] == [None, None, None]
     assert flight.held is True
     assert list(flight.waiters) == [waiter], "each leaves by itself"
     assert books.shelf.ready() == [flight]
@@ -198,7 +217,7 @@ def test_the_end_of_a_flight_that_is_done() -> None:
 
 def test_the_end_of_a_flight_that_has_failed(books: Books) -> None:
     flight = added(books)
-    run = books.claim(flight, None, for_query=True)
+    run = books.claim(flight, books.clock(), None, for_query=True)
     failure = flight.failure = Failure(run, ValueError(), None)
     books.attend(flight, Someone(), run)
     books.end(flight, State.FAILED)
@@ -222,8 +241,8 @@ def test_a_queued_flight_that_ends_gives_back_its_place(books: Books) -> None:
 
 def test_what_fails_outside_of_the_map_is_not_remembered(books: Books) -> None:
     flight = added(books)
-    books.shelf.remove(flight)
-    books.detached.add(flight)
+    books.claim(flight, books.clock(), None, for_query=False)
+    books.let_go(flight)
     books.end(flight, State.FAILED)
     assert books.ledger.unused([]) == []
     assert not books.detached
@@ -237,7 +256,8 @@ def test_what_is_done_is_kept_if_it_is_in_the_map_that_is_not_closed(
     if closed:
         books.closed = True
     else:
-        books.shelf.remove(flight)
+        books.claim(flight, books.clock(), None, for_query=False)
+        books.let_go(flight)
     books.end(flight, State.DONE)
     assert flight.held is False
     assert books.shelf.flights() == books.shelf.ready() == []
@@ -254,7 +274,6 @@ def test_who_has_to_leave_for_another_counts_as_wasted() -> None:
 
 def test_a_flight_from_before_a_fork_is_not_counted(books: Books) -> None:
     kept, failed = added(books, "a"), added(books, "b")
-    books.detached.add(failed)
     era = books.era
     books.start_anew()
     assert books.era is not era
@@ -279,9 +298,9 @@ def test_a_child_has_the_same_bounds() -> None:
     admission = books.admission
     for key in "cd":
         added(books, key)
-        assert admission.has_place() is True
+        assert admission.lets_in(0.0) is True
     added(books, "e")
-    assert admission.has_place() is False
+    assert admission.lets_in(0.0) is False
 
 
 def test_workers_and_waiting_flights_are_bounded_by_themselves(
@@ -299,7 +318,6 @@ def test_what_is_queued_ends_when_it_is_let_go(books: Books) -> None:
     assert books.let_go(flight) is True
     assert (flight.state, flight.held) == (State.FAILED, False)
     assert books.shelf.flights() == books.unfinished() == []
-    assert books.ledger.unused([]) == [], "it was let go on purpose"
 
 
 @pytest.mark.parametrize("waited_for", [True, False])
@@ -308,7 +326,7 @@ def test_what_is_under_way_goes_on_outside_of_the_map(books: Books, waited_for: 
     if waited_for:
         books.attend(flight, Someone(), None)
     else:
-        books.claim(flight, None, for_query=False)
+        books.claim(flight, books.clock(), None, for_query=False)
     state = flight.state
     assert books.let_go(flight) is False
     assert (flight.state, flight.held) == (state, False)
@@ -358,11 +376,11 @@ def test_expiring() -> None:
 def test_the_unfinished_are_in_the_map_and_outside_of_it(books: Books) -> None:
     ready(books, "ready")
     queued, running = added(books, "queued"), added(books, "running")
-    books.claim(running, None, for_query=False)
+    books.claim(running, books.clock(), None, for_query=False)
     outside = added(books, "outside")
-    books.claim(outside, None, for_query=False)
+    books.claim(outside, books.clock(), None, for_query=False)
     books.let_go(outside)
-    assert books.unfinished() == [queued, running, outside]
+    assert set(books.unfinished()) == {queued, running, outside}
 
 
 # --- Leaks ---------------------------------------------------------------------------------------
@@ -370,7 +388,7 @@ def test_the_unfinished_are_in_the_map_and_outside_of_it(books: Books) -> None:
 
 def test_nothing_leaks(books: Books) -> None:
     ready(books, "a")
-    books.ledger.served(ready(books, "b"))
+    books.ledger.served_at_once(ready(books, "b"), 0.0)
     books.let_go(ready(books, "c"))
     added(books, "d")
     books.let_go(books.shelf.flights()[-1])
@@ -380,7 +398,7 @@ def test_nothing_leaks(books: Books) -> None:
 
 def test_flights_that_are_under_way_leak(books: Books) -> None:
     flights = [added(books, key) for key in "ab"]
-    books.claim(flights[1], None, for_query=False)
+    books.claim(flights[1], books.clock(), None, for_query=False)
     books.let_go(flights[1])
     assert list(books.leaks()) == [
         "2 flights are still under way",
@@ -437,5 +455,5 @@ def test_uses_that_do_not_add_up(books: Books, name: str) -> None:
 def test_only_prefetches_count_as_unused(books: Books) -> None:
     ready(books, by_prefetch=False)
     used = ready(books, "used")
-    books.ledger.served(used)
+    books.ledger.served_at_once(used, 0.0)
     assert list(books.leaks()) == []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from prefetch_embeddings import PrefetchStats
-from prefetch_embeddings._flights.flight import End, Flight, Met, State
+from prefetch_embeddings._flights.flight import End, Flight, Run, State
 from prefetch_embeddings._flights.ledger import (
     DURATIONS_KEPT,
     UNKNOWN_DURATION,
@@ -13,7 +15,7 @@ from prefetch_embeddings._flights.ledger import (
     Durations,
     Ledger,
 )
-from tests.core.parts import NOTHING, Someone, a_flight
+from tests.core.parts import CONTEXT, Someone, a_flight
 
 
 def done(flight: Flight[str]) -> Flight[str]:
@@ -21,95 +23,115 @@ def done(flight: Flight[str]) -> Flight[str]:
     return flight
 
 
-def twice(ledger: Ledger, act: object, *args: object) -> PrefetchStats:
-    """Do something two times; return the counts."""
-    for _ in range(2):
-        act(*args)  # type: ignore[operator]
-    return ledger.counts.snapshot()
-
-
 # --- Counts --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("met", Met)
-def test_a_query_is_counted_by_what_it_met(met: Met) -> None:
-    ledger = Ledger()
-    assert twice(ledger, ledger.met, met) == PrefetchStats(**{f"query_{met.value}": 2})
 
 
 @pytest.mark.parametrize(
     ("end", "counted"),
     [
-        (End.SERVED, {"prefetch_used": 1}),
-        (End.RECOVERED, {"prefetch_used": 1, "query_recovered": 2}),
+        (End.SERVED, {"prefetch_used": 1, "hidden_seconds": 1.5}),
+        (End.RECOVERED, {"prefetch_used": 1, "query_recovered": 2, "hidden_seconds": 1.5}),
         (End.FAILED, {"query_failed": 2}),
         (End.GOES_ON, {}),
         (End.GONE, {}),
     ],
 )
-def test_a_query_is_counted_by_how_it_parts(end: End, counted: dict[str, int]) -> None:
+@pytest.mark.parametrize("text", ["q", "q?"])
+def test_a_query_is_counted_by_how_it_parts(end: End, counted: dict[str, Any], text: str) -> None:
     ledger = Ledger()
     flight = done(a_flight())
-    expected = PrefetchStats(exposed_seconds=5.0, **counted)
-    assert twice(ledger, ledger.parted, flight, "q", 2.5, end) == expected
-    assert flight.served is (end is End.SERVED or end is End.RECOVERED)
+    visits = [Someone("q", text) for _ in range(2)]
+    flight.waiters.update(dict.fromkeys(visits))
+    for visit in visits:
+        ledger.parted(flight, visit, 2.5, end, 1.5)
+        assert visit not in flight.waiters
+    served = end is End.SERVED or end is End.RECOVERED
+    matched = 2 if served and text != "q" else 0
+    assert ledger.counts.snapshot() == PrefetchStats(
+        exposed_seconds=5.0, query_matched=matched, **counted
+    )
+    assert flight.served is served
 
 
-@pytest.mark.parametrize("end", [End.SERVED, End.RECOVERED])
-def test_who_gets_the_value_of_another_text_is_matched(end: End) -> None:
+@pytest.mark.parametrize("why", ["by a query", "not done", "held", "served", "waited for", ""])
+def test_with_its_last_waiter_a_prefetch_is_wasted_if_nobody_can_get_it(why: str) -> None:
     ledger = Ledger()
-    stats = twice(ledger, ledger.parted, done(a_flight()), "q?", 0.0, end)
-    assert stats.query_matched == 2
-    failed = twice(ledger, ledger.parted, done(a_flight()), "q?", 0.0, End.FAILED)
-    assert failed.query_matched == 2
+    for _ in range(2):
+        flight = a_flight(by_prefetch=why != "by a query")
+        flight.state = State.RUNNING if why == "not done" else State.DONE
+        flight.held = why == "held"
+        flight.served = why == "served"
+        visit = Someone()
+        flight.waiters[visit] = None
+        if why == "waited for":
+            flight.waiters[Someone()] = None
+        ledger.parted(flight, visit, 0.0, End.GONE, 0.0)
+    assert ledger.counts.snapshot() == PrefetchStats(prefetch_wasted=0 if why else 2)
 
 
-def test_a_prefetch_is_used_once_and_hides_the_time_that_nobody_waited() -> None:
+@pytest.mark.parametrize("why", ["by a query", "not done", "gone", "served", "waited for", ""])
+def test_a_prefetch_that_leaves_the_map_unserved_is_wasted_once(why: str) -> None:
     ledger = Ledger()
+    for _ in range(2):
+        flight = a_flight(by_prefetch=why != "by a query")
+        flight.state = State.RUNNING if why == "not done" else State.DONE
+        flight.served = why == "served"
+        flight.held = why != "gone"
+        if why == "waited for":
+            flight.waiters[Someone()] = None
+        ledger.left_map(flight)
+        ledger.left_map(flight)
+        assert flight.held is False
+    assert ledger.counts.snapshot() == PrefetchStats(prefetch_wasted=0 if why else 2)
+
+
+def test_what_part_of_a_duration_was_hidden() -> None:
+    ledger = Ledger()
+    hidden = []
     for came in (None, 103.0, 99.0, 200.0):
-        flight = done(a_flight())
+        flight = a_flight()
         flight.started_at, flight.finished_at, flight.first_query_at = 101.0, 105.0, came
-        ledger.served(flight)
-        ledger.served(flight)
-    # Of four seconds each: all, the first two, none, and all.
-    assert ledger.counts.snapshot() == PrefetchStats(prefetch_used=4, hidden_seconds=10.0)
+        hidden.append(ledger.hidden(flight))
+    assert hidden == [4.0, 2.0, 0.0, 4.0]
 
 
-def test_a_flight_of_a_query_is_no_used_prefetch() -> None:
+def test_the_first_query_that_finds_a_prefetch_ready_has_used_it() -> None:
     ledger = Ledger()
-    flight = done(a_flight(by_prefetch=False))
-    flight.started_at, flight.finished_at = 101.0, 105.0
-    ledger.served(flight)
-    assert flight.served is True
-    assert ledger.counts.snapshot() == NOTHING
+    for by_prefetch in (True, True, False):
+        flight = a_flight(by_prefetch=by_prefetch)
+        ledger.served_at_once(flight, 2.0)
+        assert flight.served is True
+    assert ledger.counts.snapshot() == PrefetchStats(prefetch_used=2, hidden_seconds=4.0)
+
+
+@pytest.mark.parametrize("why", ["by a query", "held", "served", "waited for", ""])
+def test_the_end_of_a_flight(why: str) -> None:
+    ledger = Ledger()
+    for number in range(2):
+        flight = a_flight(by_prefetch=why != "by a query")
+        flight.context, flight.options = CONTEXT, "options"
+        flight.runs = (Run(flight, 0.0, None, for_query=False),)
+        flight.held = why == "held"
+        flight.served = why == "served"
+        if why == "waited for":
+            flight.waiters[Someone()] = None
+        ledger.ended(flight, State.DONE, 5.0 + number)
+        assert (flight.state, flight.ended, flight.finished_at) == (State.DONE, True, 5.0 + number)
+        assert [flight.context, flight.options, *flight.runs] == [None, None]
+    assert ledger.counts.snapshot() == PrefetchStats(
+        prefetch_succeeded=0 if why == "by a query" else 2, prefetch_wasted=0 if why else 2
+    )
 
 
 def test_how_prefetches_end() -> None:
     ledger = Ledger()
-    never_ran, ran = a_flight(), a_flight()
-    never_ran.state = ran.state = State.FAILED
-    ran.attempt = 1
-    assert twice(ledger, ledger.ended, never_ran) == PrefetchStats(prefetch_withdrawn=2)
-    ledger = Ledger()
-    assert twice(ledger, ledger.ended, ran) == PrefetchStats(prefetch_failed=2)
-    ledger = Ledger()
-    assert twice(ledger, ledger.ended, done(ran)) == PrefetchStats(prefetch_succeeded=2)
-    ledger = Ledger()
-    assert twice(ledger, ledger.ended, done(a_flight(by_prefetch=False))) == NOTHING
-
-
-@pytest.mark.parametrize("why", ["by a query", "not done", "held", "served", "waited for", ""])
-def test_a_prefetch_is_wasted_if_nobody_got_it_and_nobody_can(why: str) -> None:
-    ledger = Ledger()
-    flight = done(a_flight(by_prefetch=why != "by a query"))
-    flight.held = why == "held"
-    flight.served = why == "served"
-    if why == "not done":
-        flight.state = State.FAILED
-    if why == "waited for":
-        flight.waiters[Someone()] = None
-    wasted = twice(ledger, ledger.count_if_wasted, flight).prefetch_wasted
-    assert wasted == (0 if why else 2)
+    for attempt in (0, 0, 1, 2):
+        flight = a_flight()
+        flight.attempt = attempt
+        ledger.ended(flight, State.FAILED, 1.0)
+        assert flight.state is State.FAILED
+    ledger.ended(a_flight(by_prefetch=False), State.FAILED, 1.0)
+    assert ledger.counts.snapshot() == PrefetchStats(prefetch_withdrawn=2, prefetch_failed=2)
 
 
 # --- Unused prefetches ---------------------------------------------------------------------------

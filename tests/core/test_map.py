@@ -9,7 +9,7 @@ import pytest
 from prefetch_embeddings import Hedge, PrefetchStats
 from prefetch_embeddings._flights.admission import FAILURES
 from prefetch_embeddings._flights.flight import End, Flight, Met, Run, State, Ticket
-from prefetch_embeddings._flights.map import Begun
+from prefetch_embeddings._flights.map import DROPPED as NOT_BEGUN
 from tests.core.parts import (
     CONTEXT,
     DROPPED,
@@ -31,21 +31,19 @@ def pause(core: Core) -> None:
     """Have so many calls fail that prefetching pauses."""
     for _ in range(FAILURES):
         core.books.admission.note_failure()
-    core.books.admission.note_call(core.time())
+    core.books.admission.called_at = core.time()
 
 
 # --- A prefetch ----------------------------------------------------------------------------------
 
 
 def test_a_prefetch_queues_a_flight(core: Core) -> None:
-    begun = core.map.begin("k", "text", "options", CONTEXT)
-    flight = begun.flight
+    outcome, flight, run = core.map.begin("k", "text", "options", CONTEXT)
     assert flight is not None
-    assert begun == (STARTED, flight, None)
+    assert (outcome, run) == (STARTED, None)
     assert (flight.key, flight.text, flight.options) == ("k", "text", "options")
     assert (flight.context, flight.home) == (CONTEXT, None)
     assert (flight.by_prefetch, flight.asks, flight.state) == (True, 1, State.QUEUED)
-    assert core.wakes == 1
     assert len(core.map) == 1
     assert core.map.get("k") is flight
     assert core.map.get("text") is None
@@ -59,7 +57,6 @@ def test_a_second_prefetch_finds_the_first(core: Core) -> None:
         assert core.map.begin("q", "q", None, CONTEXT) == (IN_FLIGHT, flight, None)
         assert flight.asks == asks
     assert flight.asked_at == core.time()
-    assert core.wakes == 1
     assert core.stats == PrefetchStats(prefetch_started=1, prefetch_deduplicated=2)
 
 
@@ -74,11 +71,10 @@ def test_a_prefetch_finds_what_is_ready(core: Core) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
 def test_a_blank_text_is_dropped(core: Core, loop: asyncio.AbstractEventLoop, text: str) -> None:
-    assert core.map.begin("q", text, None, CONTEXT) == Begun(DROPPED)
-    assert core.map.begin_batch([("q", text)], CONTEXT) == [Begun(DROPPED)]
-    assert core.map.begin_on_loop("q", text, None, CONTEXT, loop) == Begun(DROPPED)
+    assert core.map.begin("q", text, None, CONTEXT) == NOT_BEGUN
+    assert core.map.begin_batch([("q", text)], CONTEXT) == [NOT_BEGUN]
+    assert core.map.begin_on_loop("q", text, None, CONTEXT, loop) == NOT_BEGUN
     assert core.stats == PrefetchStats(prefetch_dropped=3)
-    assert core.wakes == 0
 
 
 def test_a_prefetch_is_dropped_where_there_is_no_place() -> None:
@@ -86,9 +82,8 @@ def test_a_prefetch_is_dropped_where_there_is_no_place() -> None:
     core.queued("a")
     core.queued("b")
     for _ in range(2):
-        assert core.map.begin("c", "c", None, CONTEXT) == Begun(DROPPED)
-    assert core.wakes == 2
-    assert core.map.begin("a", "a", None, CONTEXT).outcome is IN_FLIGHT
+        assert core.map.begin("c", "c", None, CONTEXT) == NOT_BEGUN
+    assert core.map.begin("a", "a", None, CONTEXT)[0] is IN_FLIGHT
     assert core.stats == PrefetchStats(
         prefetch_started=2, prefetch_dropped=2, prefetch_deduplicated=1
     )
@@ -96,8 +91,8 @@ def test_a_prefetch_is_dropped_where_there_is_no_place() -> None:
 
 
 def test_a_prefetch_is_dropped_where_nobody_would_run_it(core: Core) -> None:
-    core.awake = False
-    assert core.map.begin("q", "q", None, CONTEXT) == Begun(DROPPED)
+    core.executor.accepts = False
+    assert core.map.begin("q", "q", None, CONTEXT) == NOT_BEGUN
     assert core.map.get("q") is None
     assert core.stats == PrefetchStats(prefetch_dropped=1)
     assert core.books.admission.places_taken == 0
@@ -106,13 +101,13 @@ def test_a_prefetch_is_dropped_where_nobody_would_run_it(core: Core) -> None:
 def test_a_prefetch_is_dropped_in_a_pause_but_for_a_probe(core: Core) -> None:
     ready, under_way = core.done("ready"), core.queued("under way")
     pause(core)
-    assert core.map.begin("q", "q", None, CONTEXT) == Begun(DROPPED)
-    assert core.map.begin("ready", "ready", None, CONTEXT).flight is ready
-    assert core.map.begin("under way", "", None, CONTEXT).outcome is DROPPED
-    assert core.map.begin("under way", "?", None, CONTEXT).flight is under_way
+    assert core.map.begin("q", "q", None, CONTEXT) == NOT_BEGUN
+    assert core.map.begin("ready", "ready", None, CONTEXT)[1] is ready
+    assert core.map.begin("under way", "", None, CONTEXT)[0] is DROPPED
+    assert core.map.begin("under way", "?", None, CONTEXT)[1] is under_way
     core.time.advance(1.0)
     core.queued("probe")
-    assert core.map.begin("q", "q", None, CONTEXT) == Begun(DROPPED)
+    assert core.map.begin("q", "q", None, CONTEXT) == NOT_BEGUN
 
 
 def test_a_prefetch_that_came_while_no_step_could_be_made_is_counted(core: Core) -> None:
@@ -126,18 +121,16 @@ def test_a_prefetch_that_came_while_no_step_could_be_made_is_counted(core: Core)
 
 def test_a_batch_is_one_job(core: Core) -> None:
     ready, queued = core.done("ready"), core.queued("queued")
-    wakes = core.wakes
     items = [(key, f"text {key}") for key in ("a", "ready", "b", "a", "queued", "c")]
     all_begun = core.map.begin_batch(items, CONTEXT)
-    assert [begun.outcome for begun in all_begun] == [
+    assert [outcome for outcome, _, _ in all_begun] == [
         *(STARTED, READY, STARTED, IN_FLIGHT, IN_FLIGHT, STARTED)
     ]
-    flights = [begun.flight for begun in all_begun]
+    flights = [flight for _, flight, _ in all_begun]
     assert (flights[1], flights[3], flights[4]) == (ready, flights[0], queued)
     a, b, c = flights[0], flights[2], flights[5]
     assert a is not None
     assert (a.key, a.text, a.options, a.context) == ("a", "text a", None, CONTEXT)
-    assert core.wakes == wakes + 1, "woken for each"
     assert len(core.map) == 2
     core.work()
     runs, _ = core.work()
@@ -148,14 +141,14 @@ def test_a_batch_is_one_job(core: Core) -> None:
 def test_of_a_batch_those_are_dropped_for_whom_there_is_no_place() -> None:
     core = Core(max_workers=1, max_pending=1)
     all_begun = core.map.begin_batch([(key, key) for key in "abc"], CONTEXT)
-    assert [begun.outcome for begun in all_begun] == [STARTED, STARTED, DROPPED]
+    assert [outcome for outcome, _, _ in all_begun] == [STARTED, STARTED, DROPPED]
     assert core.stats == PrefetchStats(prefetch_started=2, prefetch_dropped=1)
 
 
 def test_a_batch_is_dropped_where_nobody_would_run_it(core: Core) -> None:
-    core.awake = False
+    core.executor.accepts = False
     all_begun = core.map.begin_batch([(key, key) for key in "ab"], CONTEXT)
-    assert all_begun == [Begun(DROPPED)] * 2
+    assert all_begun == [NOT_BEGUN] * 2
     assert len(core.map) == 0
     assert core.stats == PrefetchStats(prefetch_dropped=2)
 
@@ -164,15 +157,14 @@ def test_a_batch_is_dropped_where_nobody_would_run_it(core: Core) -> None:
 
 
 def test_a_prefetch_on_a_loop_runs_at_once(core: Core, loop: asyncio.AbstractEventLoop) -> None:
-    begun = core.map.begin_on_loop("k", "text", "options", CONTEXT, loop)
-    flight, run = begun.flight, begun.run
-    assert begun.outcome is STARTED
+    outcome, flight, run = core.map.begin_on_loop("k", "text", "options", CONTEXT, loop)
+    assert outcome is STARTED
     assert flight is not None
     assert run is not None
     assert (flight.key, flight.text, flight.options) == ("k", "text", "options")
     assert (flight.context, flight.home, flight.runs) == (CONTEXT, loop, (run,))
     assert (run.loop, run.for_query, flight.state) == (loop, False, State.RUNNING)
-    assert core.wakes == len(core.map) == 0
+    assert len(core.map) == 0
     assert core.map.on_loops() == [flight]
     assert core.map.begin_on_loop("k", "text", None, CONTEXT, loop) == (IN_FLIGHT, flight, None)
 
@@ -180,7 +172,7 @@ def test_a_prefetch_on_a_loop_runs_at_once(core: Core, loop: asyncio.AbstractEve
 def test_loops_have_so_many_places(loop: asyncio.AbstractEventLoop) -> None:
     core = Core(max_pending=2)
     a, b = (core.on_loop(loop, key) for key in "ab")
-    assert core.map.begin_on_loop("c", "c", None, CONTEXT, loop) == Begun(DROPPED)
+    assert core.map.begin_on_loop("c", "c", None, CONTEXT, loop) == NOT_BEGUN
     core.landing.complete(a, "value")
     core.on_loop(loop, "c")
     core.landing.abandon(b.flight)
@@ -190,7 +182,7 @@ def test_loops_have_so_many_places(loop: asyncio.AbstractEventLoop) -> None:
 
 def test_a_loop_begins_nothing_in_a_pause(core: Core, loop: asyncio.AbstractEventLoop) -> None:
     pause(core)
-    assert core.map.begin_on_loop("q", "q", None, CONTEXT, loop) == Begun(DROPPED)
+    assert core.map.begin_on_loop("q", "q", None, CONTEXT, loop) == NOT_BEGUN
 
 
 # --- Workers -------------------------------------------------------------------------------------
@@ -198,7 +190,7 @@ def test_a_loop_begins_nothing_in_a_pause(core: Core, loop: asyncio.AbstractEven
 
 def test_there_is_nothing_to_claim(core: Core) -> None:
     assert core.map.claim_job() == (None, [])
-    assert core.books.admission.has_place() is True
+    assert core.books.admission.lets_in(core.time()) is True
 
 
 def test_a_worker_claims_a_job_and_takes_a_place() -> None:
@@ -209,13 +201,13 @@ def test_a_worker_claims_a_job_and_takes_a_place() -> None:
     assert flight.runs == (run,)
     assert core.map.claim_job() == (None, [])
     core.queued("b")
-    assert core.map.begin("c", "c", None, CONTEXT) == Begun(DROPPED)
+    assert core.map.begin("c", "c", None, CONTEXT) == NOT_BEGUN
     core.landing.complete(run, "value")
-    assert core.map.begin("c", "c", None, CONTEXT) == Begun(DROPPED), "the worker still works"
+    assert core.map.begin("c", "c", None, CONTEXT) == NOT_BEGUN, "the worker still works"
     core.map.worker_done(token)
     core.map.worker_done(token)  # of a worker from before a fork
     core.queued("c")
-    assert core.map.begin("d", "d", None, CONTEXT) == Begun(DROPPED)
+    assert core.map.begin("d", "d", None, CONTEXT) == NOT_BEGUN
 
 
 def test_a_worker_finds_nothing_of_a_job_that_queries_have_claimed(core: Core) -> None:
@@ -229,7 +221,7 @@ def test_a_worker_finds_nothing_of_a_job_that_queries_have_claimed(core: Core) -
 
 
 def test_what_has_waited_too_long_is_not_run(core: Core) -> None:
-    _, again = core.map.begin_batch([("old", "old"), ("again", "again")], CONTEXT)
+    _, (_, again, _) = core.map.begin_batch([("old", "old"), ("again", "again")], CONTEXT)
     core.time.advance(6.0)
     core.map.begin("again", "again", None, CONTEXT)
     limit = core.queued("at its limit")
@@ -238,7 +230,7 @@ def test_what_has_waited_too_long_is_not_run(core: Core) -> None:
     core.time.advance(10.0)
     claimed, expired = core.map.claim_job()
     assert claimed is not None
-    assert [run.flight for run in claimed.runs] == [again.flight]
+    assert [run.flight for run in claimed.runs] == [again]
     assert [each.key for each in expired] == ["old"]
     assert expired[0].state is State.FAILED
     limit.asked_at -= 0.1
@@ -289,12 +281,10 @@ def failed_once(core: Core, key: str = "q") -> Flight[str]:
 
 def test_a_flight_between_attempts_is_queued_again() -> None:
     core = Core(attempts=3)
+    flight = failed_once(core)
     for attempt in (2, 3):
-        flight = failed_once(core) if attempt == 2 else flight
-        wakes = core.wakes
         assert core.map.claim_job() == (None, []), "it pauses"
         assert core.map.requeue([flight]) is True
-        assert core.wakes == wakes + 1
         [run], token = core.work()
         assert (run.flight, flight.attempt) == (flight, attempt)
         assert core.stats.prefetch_retried == attempt - 1
@@ -311,18 +301,13 @@ def test_what_a_query_has_claimed_meanwhile_is_not_queued_again(core: Core) -> N
     assert len(core.map) == 1
     [run], _ = core.work()
     assert run.flight is second
-    wakes = core.wakes
     assert core.map.requeue([first]) is True
     assert core.map.requeue([]) is True
-    assert core.wakes == wakes
     assert len(core.map) == 0
 
 
-def test_what_nobody_would_run_is_not_queued_again(core: Core) -> None:
+def test_in_a_pause_nothing_is_queued_again_but_a_probe(core: Core) -> None:
     flight = failed_once(core)
-    core.awake = False
-    assert core.map.requeue([flight]) is False
-    core.awake = True
     pause(core)
     assert core.map.requeue([flight]) is False
     core.time.advance(1.0)
@@ -359,7 +344,7 @@ def test_a_flight_of_a_loop_is_not_claimed_again_in_a_pause(
     assert core.stats.prefetch_retried == 0
     core.time.advance(1.0)
     assert core.map.reclaim(run.flight, loop) is not None
-    assert core.map.begin("q2", "q2", None, CONTEXT) == Begun(DROPPED), "a second probe"
+    assert core.map.begin("q2", "q2", None, CONTEXT) == NOT_BEGUN, "a second probe"
 
 
 def test_a_paused_flight_that_a_query_claimed_is_not_claimed_again(
@@ -422,6 +407,7 @@ def test_unused_prefetches_in_the_map_come_last() -> None:
     for prefetched in ("ready", "queued", "used", "waited for"):
         assert core.map.unused(prefetched) is None, "a query finds it"
     core.time.advance(10.0)
+    core.map.expire()
     assert ("ready", "ready", 1000.0) in (core.map.unused("ready") or [])
 
 
@@ -438,6 +424,7 @@ def test_what_leaks(core: Core) -> None:
     flight.runs = (Run(flight, 0.0, None, for_query=False),)
     assert core.map.leaks() == ["a kept flight holds more than its value"]
     core.time.advance(10.0)
+    core.map.expire()
     assert core.map.leaks() == [], "what has outlived its time is kept"
 
 
@@ -466,6 +453,18 @@ def test_what_is_forgotten_is_not_remembered_as_unused() -> None:
         core.landing.fail(core.running(key), OSError())
     core.map.forget("a")
     assert [each.key for each in core.map.unused("q") or []] == ["b"]
+
+
+@pytest.mark.parametrize("state", ["queued", "done", "too old"])
+def test_nothing_is_remembered_of_what_forgetting_has_taken_out(core: Core, state: str) -> None:
+    if state == "queued":
+        core.queued()
+    else:
+        core.done()
+    if state == "too old":
+        core.time.advance(10.0)
+    core.map.forget("q")
+    assert core.map.unused("other") == []
 
 
 def test_clearing() -> None:
@@ -524,7 +523,7 @@ def test_closing(loop: asyncio.AbstractEventLoop) -> None:
     assert done.held is False
     assert core.map.unused("q") == []
     assert core.map.close() == []
-    assert core.map.begin("new", "new", None, CONTEXT) == Begun(DROPPED)
+    assert core.map.begin("new", "new", None, CONTEXT) == NOT_BEGUN
     stats = core.stats
     assert (stats.prefetch_wasted, stats.prefetch_failed, stats.prefetch_withdrawn) == (2, 4, 1)
 

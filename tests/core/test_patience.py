@@ -29,6 +29,17 @@ def measured(count: int, seconds: float) -> Durations:
     return durations
 
 
+class Impatience(Patience):
+    """One that counts how often it has called for a look."""
+
+    def __init__(self, hedge: Hedge | None, durations: Durations) -> None:
+        self.calls = 0
+        super().__init__(hedge, durations, self._call)
+
+    def _call(self) -> None:
+        self.calls += 1
+
+
 def called(at: float, runs: int = 1) -> Flight[str]:
     flight = a_flight()
     flight.called_at = at
@@ -106,24 +117,24 @@ def test_only_so_many_are_saved_up() -> None:
 
 def test_a_call_is_overdue_beyond_what_calls_take() -> None:
     durations = measured(LEAST_DURATIONS - 1, 4.0)
-    patience = Patience(None, durations)
+    patience = Impatience(None, durations)
     assert patience.limit == UNMEASURED_LIMIT
     assert patience.overdue_at(called(100.0)) == 100.0 + UNMEASURED_LIMIT
     durations.add(4.0)
     assert patience.limit == 8.0
     assert patience.overdue_at(called(100.0)) == 108.0
-    assert Patience(None, measured(LEAST_DURATIONS, 0.1)).limit == LEAST_LIMIT
+    assert Impatience(None, measured(LEAST_DURATIONS, 0.1)).limit == LEAST_LIMIT
 
 
 def test_the_limit_goes_by_the_95th_of_a_hundred() -> None:
     durations = Durations()
     for number in range(1, 101):
         durations.add(float(number))
-    assert Patience(None, durations).limit == 2 * 96.0
+    assert Impatience(None, durations).limit == 2 * 96.0
 
 
 def test_without_a_hedge_a_flight_is_due_when_it_is_overdue() -> None:
-    patience = Patience(None, Durations())
+    patience = Impatience(None, Durations())
     assert patience.hedges is False
     assert patience.due_at(called(100.0)) == 103.0
     assert patience.take_hedge() is False
@@ -131,14 +142,14 @@ def test_without_a_hedge_a_flight_is_due_when_it_is_overdue() -> None:
 
 
 def test_a_hedge_is_due_before() -> None:
-    patience = Patience(Hedge(after=0.5, budget=1.0), Durations())
+    patience = Impatience(Hedge(after=0.5, budget=1.0), Durations())
     assert patience.hedges is True
     flight = called(100.0)
     assert patience.due_at(flight) == 100.5
     assert patience.due_at(called(100.0, runs=2)) == 103.0, "a second hedge"
     flight.hedge_denied = True
     assert patience.due_at(flight) == 103.0
-    assert Patience(Hedge(after=9.0), Durations()).due_at(called(100.0)) == 103.0
+    assert Impatience(Hedge(after=9.0), Durations()).due_at(called(100.0)) == 103.0
     assert patience.take_hedge() is True
     assert patience.take_hedge() is False
     patience.pay_in()
@@ -148,7 +159,7 @@ def test_a_hedge_is_due_before() -> None:
 
 def test_a_quantile_needs_so_many_durations() -> None:
     durations = measured(LEAST_DURATIONS - 1, 4.0)
-    patience = Patience(Hedge(quantile=0.5), durations)
+    patience = Impatience(Hedge(quantile=0.5), durations)
     assert patience.due_at(called(100.0)) == 103.0
     durations.add(4.0)
     assert patience.due_at(called(100.0)) == 104.0
@@ -161,7 +172,7 @@ def test_a_quantile_needs_so_many_durations() -> None:
 
 
 def test_flights_come_out_when_they_may_be_due() -> None:
-    patience = Patience(None, Durations())
+    patience = Impatience(None, Durations())
     late, early, same = called(102.0), called(100.0), called(100.0)
     assert patience.plan_look() is None
     for flight in (late, early, same, early):
@@ -177,7 +188,7 @@ def test_flights_come_out_when_they_may_be_due() -> None:
 
 
 def test_one_that_nobody_else_knows_is_not_kept_alive() -> None:
-    patience = Patience(None, Durations())
+    patience = Impatience(None, Durations())
     patience.watch(called(100.0))
     kept = called(101.0)
     patience.watch(kept)
@@ -185,38 +196,24 @@ def test_one_that_nobody_else_knows_is_not_kept_alive() -> None:
     assert patience.next_due(200.0) is kept
 
 
-def test_a_look_is_missing_if_one_is_due_before_it() -> None:
-    patience = Patience(None, Durations())
-    assert patience.look_is_missing is False
+def test_a_look_is_called_for_if_a_flight_is_due_before_it() -> None:
+    patience = Impatience(None, Durations())
+    flights = [called(at) for at in (100.0, 102.0, 99.0, 98.0, 500.0)]
+    patience.watch(flights[0])
+    patience.watch(flights[0])
+    assert patience.calls == 1
+    assert patience.plan_look() == patience.next_look_at == 103.0
+    patience.watch(flights[1])
     patience.watch(called(100.0))
-    assert patience.look_is_missing is True
-    flight, other, early, before = called(100.0), called(102.0), called(99.0), called(98.0)
-    patience = Patience(None, Durations())
-    patience.watch(flight)
-    assert patience.plan_look() == 103.0
-    assert patience.next_look_at == 103.0
-    assert patience.look_is_missing is False
-    patience.watch(other)
-    assert patience.look_is_missing is False
-    patience.watch(early)
-    patience.watch(called(102.0))
-    assert patience.look_is_missing is True
+    assert patience.calls == 1, "the look that is planned comes before"
+    patience.watch(flights[2])
+    assert patience.calls == 2
     assert patience.plan_look() == 102.0
     patience.cancel_look()
-    assert patience.look_is_missing is False
-    patience.watch(before)
-    assert patience.look_is_missing is True
-    while patience.next_due(200.0) is not None:
+    assert patience.next_look_at == math.inf
+    patience.watch(flights[4])
+    assert patience.calls == 3, "after a cancelled look the next to wait has one planned"
+    while patience.next_due(900.0) is not None:
         pass
     assert patience.plan_look() is None
     assert patience.next_look_at == math.inf
-
-
-def test_after_a_cancelled_look_the_next_to_wait_has_one_planned() -> None:
-    patience = Patience(None, Durations())
-    patience.watch(called(100.0))
-    patience.plan_look()
-    patience.cancel_look()
-    late = called(500.0)
-    patience.watch(late)
-    assert patience.look_is_missing is True

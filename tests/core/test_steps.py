@@ -19,7 +19,7 @@ class Thing:
     def __init__(self) -> None:
         self.steps = Steps()
         self.done: list[Any] = []
-        self.steps.mend = lambda: self.done.append("mended")
+        self.steps.mend = lambda thread: self.done.append("mended")
 
     @step
     def make(self, what: Any, *, then: Callable[[], Any] | None = None) -> Any:
@@ -144,8 +144,8 @@ def test_after_a_torn_step_what_may_have_come_apart_is_mended_first(
     def throw() -> None:
         raise error
 
-    def look() -> None:
-        thing.done.append(thing.steps.torn_by)
+    def look(thread: int) -> None:
+        thing.done.append(thread)
 
     thing.steps.mend = look
     with pytest.raises(error):
@@ -162,7 +162,7 @@ def test_a_mending_that_is_torn_is_done_again() -> None:
     thing = Thing()
     failures = [KeyboardInterrupt()]
 
-    def mend() -> None:
+    def mend(thread: int) -> None:
         thing.done.append("mended")
         if failures:
             raise failures.pop()
@@ -171,7 +171,7 @@ def test_a_mending_that_is_torn_is_done_again() -> None:
         raise ValueError
 
     thing.steps.mend = mend
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         thing.make("torn", then=throw)
     with pytest.raises(KeyboardInterrupt):
         thing.make("not made")

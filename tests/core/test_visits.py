@@ -9,7 +9,7 @@ import pytest
 from prefetch_embeddings import Hedge, PrefetchStats
 from prefetch_embeddings._flights.flight import End, Met, Run, State, Visit
 from prefetch_embeddings._flights.patience import MOST_CALLS, UNMEASURED_LIMIT
-from tests.core.parts import CONTEXT, NOTHING, Core, Someone, flight_of, run_of
+from tests.core.parts import CONTEXT, NOTHING, Core, Someone, elsewhere, flight_of, run_of
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_who_has_served_leaves_first_the_least_recently_used_before_others() -> 
 def test_a_query_that_finds_nothing_makes_the_call(
     core: Core, loop: asyncio.AbstractEventLoop
 ) -> None:
-    visit: Visit[str] = Visit("k", "text", "options", Someone(loop))
+    visit = Someone("k", "text", "options", loop=loop)
     core.visits.enter(visit)
     flight, run = flight_of(visit), run_of(visit)
     assert visit.met is Met.MISSED
@@ -70,8 +70,8 @@ def test_a_query_that_finds_nothing_makes_the_call(
     assert (flight.key, flight.text, flight.options) == ("k", "text", "options")
     assert (flight.by_prefetch, flight.asks, flight.for_query) == (False, 0, True)
     assert (flight.runs, run.loop, run.for_query) == ((run,), loop, True)
-    assert list(flight.waiters) == [visit.waiter]
-    assert visit.waiter.makes_call is True
+    assert list(flight.waiters) == [visit]
+    assert visit.run is not None
     assert flight.first_query_at == core.time()
     assert core.stats == PrefetchStats(query_missed=1)
     assert core.books.admission.places_taken == 0
@@ -82,10 +82,10 @@ def test_a_query_that_finds_its_flight_queued_runs_it_with_its_own_text(
 ) -> None:
     flight = core.queued()
     core.time.advance(1.0)
-    visit: Visit[str] = Visit("q", "q?", "options", Someone(loop))
+    visit = Someone("q", "q?", "options", loop=loop)
     core.visits.enter(visit)
     run = run_of(visit)
-    assert (visit.flight, visit.met, visit.waiter.makes_call) == (flight, Met.CLAIMED, True)
+    assert (visit.flight, visit.met) == (flight, Met.CLAIMED)
     assert (run.loop, run.for_query, flight.runs) == (loop, True, (run,))
     assert (flight.text, flight.options, flight.for_query) == ("q?", "options", True)
     assert flight.first_query_at == core.time()
@@ -104,7 +104,7 @@ def test_a_query_joins_what_runs(core: Core) -> None:
     assert flight.runs == (run,)
     for visit in visits:
         assert (visit.flight, visit.run) == (flight, None)
-        assert visit.waiter.makes_call is False
+        assert visit.run is None
     assert flight.first_query_at == came
     assert (flight.text, flight.watched) == ("q", True)
     assert core.stats == PrefetchStats(prefetch_started=1, query_joined=2)
@@ -158,10 +158,26 @@ def test_who_recovers_is_led_on_where_its_successor_has_failed(core: Core) -> No
     failed = flight_of(first)
     failed_under(core, first)
     mine = core.query("q", Met.MISSED, after=failed)
-    core.landing.fail(run_of(mine), OSError())
+    core.landing.lose(run_of(mine))
     again = core.query("q", Met.MISSED, after=failed)
     assert again.flight is not mine.flight
     assert failed.successor is again.flight
+
+
+def test_an_error_of_the_successors_call_is_that_of_all_who_recover_by_it(core: Core) -> None:
+    core.running()
+    first, second = core.query("q", Met.JOINED), core.query("q", Met.JOINED)
+    failed = flight_of(first)
+    failed_under(core, first, second)
+    mine = core.query("q", Met.MISSED, after=failed)
+    error = OSError()
+    core.landing.fail(run_of(mine), error)
+    core.leave(mine, 0.0, End.FAILED)
+    late = core.query("q", Met.JOINED, after=failed)
+    assert (late.flight, late.run) == (mine.flight, None)
+    failure = flight_of(late).failure
+    assert failure is not None
+    assert failure.error is error
 
 
 def test_who_recovers_never_leaves_its_call_to_a_prefetch(core: Core) -> None:
@@ -175,7 +191,7 @@ def test_who_recovers_never_leaves_its_call_to_a_prefetch(core: Core) -> None:
     run = run_of(mine)
     assert newer.flight.runs == (newer, run)
     assert (run.for_query, run.beside, run.loop) == (True, False, None)
-    assert mine.waiter.makes_call is True
+    assert mine.run is not None
     other = core.query("q", Met.JOINED, after=failed)
     assert other.run is None, "it waits for the call of the first"
 
@@ -197,7 +213,7 @@ def test_there_are_so_many_calls_for_a_flight(core: Core) -> None:
     failed_under(core, first)
     newer = core.running().flight
     while len(newer.runs) < MOST_CALLS - 1:
-        core.books.begin_run(newer, None, for_query=False)
+        elsewhere(core.books.begin_run(newer, core.time(), None, for_query=False))
     assert core.query("q", Met.JOINED, after=failed).run is not None
     failed.successor = None
     newer.for_query = False
@@ -223,12 +239,12 @@ def test_attending_may_claim_and_names_the_loop(
     assert (first.flight, first.run, flight.state) == (flight, None, State.QUEUED)
     second = core.attend(claim=True, loop=loop)
     run = run_of(second)
-    assert (second.flight, second.waiter.makes_call) == (flight, True)
+    assert second.flight is flight
     assert (run.loop, run.for_query, flight.for_query) == (loop, False, False)
     assert flight.state is State.RUNNING
     third = core.attend(claim=True)
     assert (third.flight, third.run) == (flight, None), "claimed twice"
-    assert list(flight.waiters) == [first.waiter, second.waiter, third.waiter]
+    assert list(flight.waiters) == [first, second, third]
     assert flight.first_query_at is None
     assert core.stats == PrefetchStats(prefetch_started=1)
 
@@ -260,7 +276,7 @@ def test_a_visitor_leaves_once(core: Core) -> None:
     core.time.advance(2.0)
     core.landing.complete(run, "value")
     assert core.leave(visit, 2.0, End.SERVED) == ()
-    assert list(run.flight.waiters) == [other.waiter]
+    assert list(run.flight.waiters) == [other]
     assert core.leave(visit, 2.0, End.SERVED) == ()
     assert core.stats == PrefetchStats(
         prefetch_started=1,
@@ -344,7 +360,7 @@ def test_what_else_is_under_way_goes_on(
     if why == "asked for":
         core.map.begin("q", "q", None, CONTEXT)
     if why == "partly":
-        core.books.begin_run(flight, None, for_query=False)
+        core.books.begin_run(flight, core.time(), None, for_query=False)
     if why == "taken back":
         flight.asks = 0
     runs = flight.runs
@@ -364,13 +380,11 @@ def test_a_flight_from_before_a_fork_is_left_uncounted(core: Core) -> None:
 # --- Calls that are due --------------------------------------------------------------------------
 
 
-def due(core: Core) -> list[tuple[Run, Someone]]:
+def due(core: Core) -> list[Run]:
     """Begin the calls that are due, of flights that all go on."""
     calls, ended, _ = core.visits.begin_due_calls()
     assert not ended
-    for _, waiter in calls:
-        assert isinstance(waiter, Someone)
-    return calls  # type: ignore[return-value]
+    return [elsewhere(run) for run, _ in calls]
 
 
 def test_an_overdue_flight_gets_another_call_for_its_last_waiter(
@@ -379,13 +393,12 @@ def test_an_overdue_flight_gets_another_call_for_its_last_waiter(
     first = core.running()
     flight = first.flight
     core.query("q", Met.JOINED)
-    last = core.query("q", Met.JOINED, loop=loop)
+    core.query("q", Met.JOINED, loop=loop)
     assert core.visits.plan_look() == UNMEASURED_LIMIT
     core.time.advance(UNMEASURED_LIMIT - 1.0)
     assert core.visits.begin_due_calls() == ([], [], 1.0)
     core.time.advance(1.0)
-    [(run, waiter)] = due(core)
-    assert waiter is last.waiter
+    [run] = due(core)
     assert flight.runs == (first, run)
     assert (run.loop, run.for_query, run.beside) == (loop, True, False)
     assert flight.called_at == core.time()
@@ -400,10 +413,9 @@ def test_an_overdue_flight_gets_another_call_for_its_last_waiter(
 
 def test_a_call_for_an_explicit_wait_is_none_for_a_query(core: Core) -> None:
     core.running()
-    wait = core.attend()
+    core.attend()
     core.time.advance(UNMEASURED_LIMIT)
-    [(run, waiter)] = due(core)
-    assert waiter is wait.waiter
+    [run] = due(core)
     assert run.for_query is False
 
 
@@ -436,18 +448,18 @@ def test_who_makes_the_call_itself_gets_none_beside_it(core: Core) -> None:
     assert flight.watched is False
     other = core.query("q", Met.JOINED)
     assert flight.watched is True
-    [(_, waiter)] = due(core)
-    assert waiter is other.waiter
+    [run] = due(core)
+    assert run.flight is flight_of(other)
 
 
 def test_of_those_who_wait_one_gets_the_call_who_makes_none(core: Core) -> None:
-    core.running()
+    first = core.running()
     other = core.query("q", Met.JOINED)
     makes_one = core.query("q", Met.JOINED)
-    makes_one.waiter.makes_call = True
+    makes_one.run = first
     core.time.advance(UNMEASURED_LIMIT)
-    [(_, waiter)] = due(core)
-    assert waiter is other.waiter
+    [run] = due(core)
+    assert run.flight is flight_of(other)
 
 
 def test_nobody_calls_for_whom_nobody_waits(core: Core) -> None:
@@ -463,7 +475,7 @@ def test_a_call_that_began_meanwhile_is_given_its_own_time(core: Core) -> None:
     core.running()
     visit = core.query("q", Met.JOINED)
     core.time.advance(2.0)
-    core.books.begin_run(flight_of(visit), None, for_query=False)
+    core.books.begin_run(flight_of(visit), core.time(), None, for_query=False)
     core.time.advance(UNMEASURED_LIMIT - 2.0)
     assert core.visits.begin_due_calls() == ([], [], 2.0)
     core.time.advance(2.0)
@@ -491,7 +503,7 @@ def test_all_flights_that_are_due_get_their_calls(core: Core) -> None:
         core.running(key)
         core.query(key, Met.JOINED)
     core.time.advance(UNMEASURED_LIMIT + 1.0)
-    assert [run.flight.key for run, _ in due(core)] == ["a", "b"]
+    assert [run.flight.key for run in due(core)] == ["a", "b"]
 
 
 # --- Hedges --------------------------------------------------------------------------------------
@@ -503,8 +515,8 @@ def test_a_hedge_is_due_some_time_after_the_claim() -> None:
     visit = core.query("q", Met.JOINED)
     assert core.visits.plan_look() == 2.0
     core.time.advance(2.0)
-    [(run, waiter)] = due(core)
-    assert waiter is visit.waiter
+    [run] = due(core)
+    assert run.flight is flight_of(visit)
     assert (run.beside, run.for_query) == (True, True)
     assert first.flight.runs == (first, run)
     stats = core.stats
@@ -512,7 +524,7 @@ def test_a_hedge_is_due_some_time_after_the_claim() -> None:
     core.time.advance(2.0)
     assert core.visits.begin_due_calls() == ([], [], UNMEASURED_LIMIT - 2.0), "a second hedge"
     core.time.advance(UNMEASURED_LIMIT - 2.0)
-    [(overdue, _)] = due(core)
+    [overdue] = due(core)
     assert overdue.beside is False
     core.landing.complete(run, "value")
     stats = core.stats
@@ -523,8 +535,8 @@ def test_who_makes_the_call_itself_is_hedged_but_gets_no_overdue_call() -> None:
     core = Core(hedge=Hedge(after=2.0, budget=1.0))
     visit = core.query()
     core.time.advance(2.0)
-    [(_, waiter)] = due(core)
-    assert waiter is visit.waiter
+    [run] = due(core)
+    assert run.flight is flight_of(visit)
     core.time.advance(UNMEASURED_LIMIT)
     assert core.visits.begin_due_calls() == ([], [], None)
 
@@ -544,7 +556,7 @@ def test_a_denied_hedge_is_counted_once_for_a_flight() -> None:
     assert flight is not None
     assert flight.hedge_denied is True
     core.time.advance(1.0)
-    assert [run.flight.key for run, _ in due(core)] == ["b", "c"]
+    assert [run.flight.key for run in due(core)] == ["b", "c"]
     stats = core.stats
     assert (stats.hedge_started, stats.hedge_denied, stats.overdue_calls) == (1, 2, 2)
 
@@ -553,20 +565,18 @@ def test_a_denied_hedge_is_counted_once_for_a_flight() -> None:
 
 
 def test_looks_are_planned_for_the_first_that_may_be_due(core: Core) -> None:
-    assert core.visits.look_is_missing is False
     assert core.visits.plan_look() is None
     core.running()
     core.query("q", Met.JOINED)
-    assert core.visits.look_is_missing is True
+    assert core.looks_called_for == 1
     core.time.advance(1.0)
     assert core.visits.plan_look() == UNMEASURED_LIMIT - 1.0
-    assert core.visits.look_is_missing is False
     core.running("other")
     core.query("other", Met.JOINED)
-    assert core.visits.look_is_missing is False, "the one that is planned comes before"
+    assert core.looks_called_for == 1, "the one that is planned comes before"
     core.visits.cancel_look()
     core.running("third")
     core.query("third", Met.JOINED)
-    assert core.visits.look_is_missing is True
+    assert core.looks_called_for == 2
     core.time.advance(9.0)
     assert core.visits.plan_look() == 0.0, "not in the past"
