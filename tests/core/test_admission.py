@@ -28,6 +28,15 @@ def test_another_try_may_mend_the_rest(status: object) -> None:
     assert can_be_mended(OSError()) is True
 
 
+def test_an_error_that_does_not_tell_its_status_may_be_mended() -> None:
+    class SecretiveError(Exception):
+        @property
+        def status_code(self) -> int:
+            raise ValueError
+
+    assert can_be_mended(SecretiveError()) is True
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
 def test_what_interrupts_is_not_tried_again(error: type[BaseException]) -> None:
     assert can_be_mended(error()) is False
@@ -174,6 +183,19 @@ def test_in_a_pause_one_may_try_when_nobody_has_called_for_a_while() -> None:
     for _ in range(FAILURES):
         admission.note_failure()
     assert admission.may_run(probe) is False, "the probe of an earlier pause"
+
+
+def test_in_a_pause_nobody_is_let_in_but_a_probe() -> None:
+    admission = Admission(1, 1, 1)
+    admission.called_at = 5.0
+    assert (admission.lets_in(5.0), admission.lets_onto_loop(5.0)) == (True, True)
+    for _ in range(FAILURES):
+        admission.note_failure()
+    assert (admission.lets_in(5.5), admission.lets_onto_loop(5.5)) == (False, False)
+    assert (admission.lets_in(6.0), admission.lets_onto_loop(6.0)) == (True, True)
+    for _ in range(2):
+        admission.take_place(a_flight(object()))
+    assert admission.lets_in(6.0) is False
 
 
 def test_outside_of_a_pause_there_are_no_probes() -> None:
