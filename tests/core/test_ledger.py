@@ -85,6 +85,17 @@ def test_a_prefetch_that_leaves_the_map_unserved_is_wasted_once(why: str) -> Non
     assert ledger.counts.snapshot() == PrefetchStats(prefetch_wasted=0 if why else 2)
 
 
+def test_each_prefetch_that_is_used_is_counted() -> None:
+    ledger = Ledger()
+    for _ in range(2):
+        flight, visit = done(a_flight()), Someone("q", "q")
+        flight.waiters[visit] = None
+        ledger.parted(flight, visit, 0.0, End.SERVED, 2.0)
+    assert ledger.counts.snapshot() == PrefetchStats(prefetch_used=2, hidden_seconds=4.0)
+    ledger.durations.add(1.0)
+    assert len(ledger.durations) == 1
+
+
 def test_what_part_of_a_duration_was_hidden() -> None:
     ledger = Ledger()
     hidden = []
@@ -209,6 +220,7 @@ def test_the_median_of_what_is_left() -> None:
     assert durations.remaining(0.5) == 1.5
     assert durations.remaining(1.0) == 2.0, "that which lasted as long tells nothing"
     assert durations.remaining(2.5) == 0.5
+    assert measured(1.0, 2.0, 3.0, 4.0, 5.0).remaining(1.0) == 3.0
     assert durations.remaining(3.0) == 3.0, "a straggler lasts as long again"
     assert durations.remaining(7.0) == 7.0
     assert measured(1.0, 2.0, 3.0, 4.0).remaining(0.0) == 3.0

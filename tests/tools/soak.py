@@ -25,9 +25,9 @@ from pathlib import Path
 from langchain_core.embeddings import Embeddings
 
 from prefetch_embeddings import Hedge, PrefetchingEmbeddings, PrefetchStats
-from prefetch_embeddings._flights.map import Flight
-from prefetch_embeddings.events import logger
+from prefetch_embeddings._flights.flight import Flight
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+from prefetch_embeddings.reporting import logger
 from prefetch_embeddings.testing import ScriptedEmbeddings, assert_no_leaks
 from tests.helpers import PATIENCE, until
 from tests.redis_tier.server import RedisServer
@@ -244,7 +244,7 @@ class Soak:
         def gone() -> bool:
             gc.collect()
             flights = [each for each in gc.get_objects() if isinstance(each, Flight)]
-            return not [f for f in flights if f.era is self.embeddings._flights._era]
+            return not [f for f in flights if f.era is self.embeddings.prefetcher._books.era]
 
         until(gone)
 
