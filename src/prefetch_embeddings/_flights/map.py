@@ -300,9 +300,10 @@ class FlightMap(Generic[V]):
             The flight, and whether this has ended it.
         """
         books = self._books
-        books.ledger.forget(key)
         flight = books.look_up(key)
-        return flight, flight is not None and books.let_go(flight)
+        ended = flight is not None and books.let_go(flight)
+        books.ledger.forget(key)  # what has just ended, or left for age, as well
+        return flight, ended
 
     @step
     def take_back(self, ticket: Ticket[V]) -> Flight[V] | None:
