@@ -60,8 +60,6 @@ def end_wait(current: Flight[Any], flight: Flight[Any]) -> None:
     """Note that the code which runs on behalf of `current` no longer waits for `flight`."""
     with suppress(KeyError, ValueError):  # a forked child has forgotten its parent's waits
         _waits_for[current].remove(flight)
-        if not _waits_for[current]:
-            del _waits_for[current]  # code may run on behalf of a flight whose call has returned
 
 
 @contextmanager
