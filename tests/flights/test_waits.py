@@ -104,7 +104,7 @@ def test_a_wait_that_is_refused_is_taken_off_at_once(flights: Flights) -> None:
     with running_for(flights[:1]):
         with pytest.raises(RuntimeError):
             begin_wait(flights[0], mine=False)
-        assert not [waited for waited in waits._waits_for.values() if waited][flights[0]]
+        assert not waits._waits_for[flights[0]]
 
 
 def test_flights_that_run_together_wait_for_each_other_no_longer_than_that(
