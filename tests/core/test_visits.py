@@ -180,6 +180,20 @@ def test_an_error_of_the_successors_call_is_that_of_all_who_recover_by_it(core: 
     assert failure.error is error
 
 
+def test_who_is_thrown_out_before_it_recovers_is_taken_off_once(core: Core) -> None:
+    core.running()
+    first, second = core.query("q", Met.JOINED), core.query("q", Met.JOINED)
+    first.after = failed = flight_of(first)
+    failed_under(core, first, second)
+    core.visits.enter(first)
+    heir = flight_of(first)
+    assert heir.to_come == 1
+    core.leave(second)
+    core.leave(second)  # once more, as where the first time was interrupted
+    assert heir.to_come == 0
+    assert not failed.waiters
+
+
 def test_who_recovers_never_leaves_its_call_to_a_prefetch(core: Core) -> None:
     core.running()
     first = core.query("q", Met.JOINED)

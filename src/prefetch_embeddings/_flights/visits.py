@@ -178,15 +178,14 @@ class Visits(Generic[V]):
                 books.ledger.parted(flight, visit, waited, end, hidden)
             else:
                 del flight.waiters[visit]
+            if flight.successor is not None and visit.for_query:
+                flight.successor.to_come -= 1  # thrown out before it came there
+                _let_go_of_failure(flight.successor)
         if flight.era is books.era:
             if flight.served and flight.held and flight.ended:
                 books.shelf.use(flight)
             if not flight.waiters and not flight.ended:
                 flight.first_query_at = None  # the queries that came have gone, unserved
-        heir = flight.successor
-        if heir is not None and visit.for_query:
-            heir.to_come -= 1  # thrown out before it came there
-            _let_go_of_failure(heir)
         _let_go_of_failure(flight)
         if flight.waiters:
             return ()
