@@ -133,7 +133,7 @@ class _Composed(Embeddings):
         head, _, rest = text.partition(" ")
         if self.barrier is not None and rest:
             self.barrier.wait(30)
-        return [float(len(head)), *(self.outer.embed_query(rest) if rest else [])]
+        return [float(len(head)), self.outer.embed_query(rest)[0] if rest else 0.0]
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         return [self.embed_query(text) for text in texts]
