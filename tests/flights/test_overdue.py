@@ -418,6 +418,7 @@ def test_third_calls_that_hang_do_not_wait_for_one_another(manual: Manual) -> No
         until_joined(embeddings, number - 1)
         let_pass(embeddings, OVERDUE, lambda number=number: model.calls == number)  # type: ignore[misc]
         query.cancel()
+        until(lambda: embeddings.prefetcher.waiters("q") == 0)  # so that nobody looks any more
     embeddings.time.advance(OVERDUE)
     assert on.run(embeddings.aembed_query("q")) == [4.0]
     model.open()

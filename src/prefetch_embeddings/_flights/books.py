@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prefetch_embeddings._flights.admission import Admission
 from prefetch_embeddings._flights.flight import Flight, Run, State
 from prefetch_embeddings._flights.ledger import Ledger
-from prefetch_embeddings._flights.patience import Patience
+from prefetch_embeddings._flights.patience import MOST_CALLS, Patience
 from prefetch_embeddings._flights.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -78,6 +78,21 @@ class Books:
                 self.take_out(self.shelf.expired(now))
                 return None
         return flight
+
+    def to_join(self, key: Hashable) -> Flight[Any] | None:
+        """Return the flight in the map, unless its time is up, or all its calls are overdue.
+
+        Nobody looks after a flight that nobody waits for: who comes next finds out.
+        """
+        flight = self.look_up(key)
+        if flight is not None and self.is_given_up(flight):
+            self.let_go(flight)
+            return None
+        return flight
+
+    def is_given_up(self, flight: Flight[Any]) -> bool:
+        """Tell whether a flight has had all its calls, and the last one is overdue, too."""
+        return len(flight.runs) >= MOST_CALLS and self.patience.overdue_at(flight) <= self.clock()
 
     def add_prefetched(self, flight: Flight[Any], now: float) -> None:
         """Put a new flight of a prefetch into the map, queued. Its key must have none."""

@@ -151,7 +151,7 @@ class FlightMap(Generic[V]):
             return self._dropped()
         if key not in books.shelf.by_key:
             return None
-        flight = books.look_up(key)
+        flight = books.to_join(key)
         if flight is None:
             return None
         books.ledger.counts.prefetch_deduplicated += 1

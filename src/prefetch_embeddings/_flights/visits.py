@@ -76,7 +76,7 @@ class Visits(Generic[V]):
         books, after = self._books, visit.after
         now = books.clock()  # before a claim: all of its run is this query's wait
         run = None
-        flight = books.look_up(visit.key) if after is None else self._heir(after, visit.key)
+        flight = books.to_join(visit.key) if after is None else self._heir(after, visit.key)
         if flight is None:
             met = Met.MISSED
             key, era = visit.key, books.era
@@ -118,7 +118,7 @@ class Visits(Generic[V]):
         heir = after.successor
         if heir is not None and (heir.state is not State.FAILED or _fails_all(heir)):
             return heir
-        return self._books.look_up(key)
+        return self._books.to_join(key)
 
     @staticmethod
     def _move_on(visit: Visit[V], failed: Flight[V], heir: Flight[V]) -> None:
@@ -231,7 +231,7 @@ class Visits(Generic[V]):
         if now < patience.due_at(flight):
             patience.watch(flight)
             return None
-        if len(flight.runs) >= MOST_CALLS:
+        if books.is_given_up(flight):
             books.let_go(flight)  # the next query begins anew; these go on waiting
             return None
         if hedge and not patience.take_hedge():
