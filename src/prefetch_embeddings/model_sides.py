@@ -20,7 +20,7 @@ def embeds_on_loops(model: Embeddings) -> bool:
 
     LangChain's default `aembed_query` is a thread of the loop's default executor.
     """
-    return not any(_is_gone_around(tier, "embed_query") for tier in tiers(model))
+    return not any(is_gone_around(tier, "embed_query") for tier in tiers(model))
 
 
 def tiers(model: Embeddings) -> Iterator[Embeddings]:
@@ -33,19 +33,19 @@ def tiers(model: Embeddings) -> Iterator[Embeddings]:
 
 async def aembed_query(model: Embeddings, text: str, **kwargs: Any) -> list[float]:
     """Ask a model for a query's vector, on the running loop if the model can do it there."""
-    if _is_gone_around(model, "embed_query"):
+    if is_gone_around(model, "embed_query"):
         return await run_in_executor(None, model.embed_query, text, **kwargs)
     return await model.aembed_query(text, **kwargs)
 
 
 async def aembed_documents(model: Embeddings, texts: list[str], **kwargs: Any) -> list[list[float]]:
     """Ask a model for documents' vectors, on the running loop if the model can do it there."""
-    if _is_gone_around(model, "embed_documents"):
+    if is_gone_around(model, "embed_documents"):
         return await run_in_executor(None, model.embed_documents, texts, **kwargs)
     return await model.aembed_documents(texts, **kwargs)
 
 
-def _is_gone_around(model: Embeddings, method: str) -> bool:
+def is_gone_around(model: Embeddings, method: str) -> bool:
     """Tell whether the async method knows nothing of what was last put in the sync one's place."""
     return _distance(model, method) < _distance(model, f"a{method}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from prefetch_embeddings.model_sides import aembed_query, embeds_on_loops
+from prefetch_embeddings.model_sides import aembed_query, embeds_on_loops, is_gone_around
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,7 @@ class VectorLoader:
 
     def __init__(self, model: Embeddings, *, symmetric: bool) -> None:
         self._model: Final = model
+        self._through_sync: Final = is_gone_around(model, "embed_query")
         self.native_async: Final = embeds_on_loops(model)
         self.loads_many: Final = symmetric
 
@@ -34,7 +35,9 @@ class VectorLoader:
 
     async def aload(self, text: str, options: Any) -> Vector:  # noqa: ARG002
         """Return the vector of a query, by the model's async method."""
-        return _tuple(await aembed_query(self._model, text))
+        if self._through_sync:
+            return _tuple(await aembed_query(self._model, text))
+        return _tuple(await self._model.aembed_query(text))
 
     def load_many(self, texts: list[str]) -> list[Vector]:
         """Return the vectors of several texts, in one call."""
@@ -43,9 +46,7 @@ class VectorLoader:
 
 def own(vector: Any) -> list[float]:
     """Return a list that nobody else holds: the model may keep, and reuse, what it returned."""
-    if hasattr(vector, "tolist"):  # of an array's own floats, Python's
-        return list(vector.tolist())
-    return list(vector)
+    return list(_plain(vector))
 
 
 def sort_out(
@@ -68,4 +69,9 @@ def in_order(vectors: dict[int, Vector], answer: list[list[float]]) -> list[list
 
 
 def _tuple(vector: Any) -> Vector:
-    return tuple(vector.tolist() if hasattr(vector, "tolist") else vector)
+    return tuple(_plain(vector))
+
+
+def _plain(vector: Any) -> Any:
+    """Return a vector of Python's floats: an array has floats of its own."""
+    return vector if type(vector) is list or not hasattr(vector, "tolist") else vector.tolist()

@@ -65,10 +65,13 @@ class Drivers:
         """Have a run carried out aside where the caller must be free to leave, if that can be."""
         if run.for_query and not self._hedges:
             return False
-        return self._in_threads.run_aside(run, self._context_of(run))
+        context = self._context_of(run)
+        if context is None:
+            context = contextvars.copy_context()
+        return self._in_threads.run_aside(run, context)
 
     @staticmethod
-    def _context_of(run: Run) -> contextvars.Context:
-        """Return the context of whoever the run is for: the caller, or the prefetch's."""
+    def _context_of(run: Run) -> contextvars.Context | None:
+        """Return a context for a run that is the prefetch's; None where it is the caller's."""
         prefetched = None if run.for_query else run.flight.context
-        return contextvars.copy_context() if prefetched is None else prefetched.copy()
+        return None if prefetched is None else prefetched.copy()

@@ -36,10 +36,11 @@ class OnLoops(Generic[V]):
 
     def launch(self, run: Run, context: contextvars.Context | None = None) -> None:
         """Carry out a run in a task on the running loop, in a context; None for the caller's."""
-        loop = asyncio.get_running_loop()
-        run.task = task = loop.create_task(self._fly(run), context=context)
+        loop = run.loop or asyncio.get_running_loop()
+        landed = _Landed(run, self._landing)
+        run.task = task = loop.create_task(self._fly(run, landed), context=context)
         run.began = True
-        task.add_done_callback(_Landed(run, self._landing))
+        task.add_done_callback(landed)
         if run.flight.ended:
             task.cancel()
 
@@ -68,7 +69,7 @@ class OnLoops(Generic[V]):
         else:
             self.launch(run, None if flight.context is None else flight.context.copy())
 
-    async def _fly(self, run: Run) -> None:
+    async def _fly(self, run: Run, landed: _Landed) -> None:
         flight = run.flight
         reentry.running.set(flight)  # in this task's own context
         task = asyncio.current_task()
@@ -86,12 +87,14 @@ class OnLoops(Generic[V]):
             if not isinstance(error, Exception):
                 raise
         else:
-            if loops.current_task() is task:
+            if task is not None and loops.current_task() is task:
                 try:
                     self._landing.complete(run, value)
                 except BaseException:
                     self._landing.lose(run)  # unless it has landed
                     raise
+                run.task = None
+                task.remove_done_callback(landed)  # the loop need not call it, too
         finally:
             reentry.run_has_ended(flight)
             del task  # which keeps its exception, and that this frame
