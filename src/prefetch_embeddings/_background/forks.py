@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING, Final, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Final, Protocol
 
 
 class StartsAnew(Protocol):
@@ -17,24 +14,16 @@ class StartsAnew(Protocol):
         """Start anew: other threads do not exist here, and their locks are never released."""
 
 
-def call_in_child(function: Callable[[], None]) -> None:
-    """Have `function()` called in every forked child, before what was registered starts anew."""
-    _functions.append(function)
-
-
 def register(thing: StartsAnew) -> None:
     """Have `thing` start anew in every forked child. Keeps it no longer alive than others do."""
     _things.add(thing)
 
 
 def _start_anew() -> None:
-    for function in _functions:
-        function()
     for thing in list(_things):
         thing.reset_after_fork()
 
 
-_functions: Final[list[Callable[[], None]]] = []
 _things: Final[weakref.WeakSet[StartsAnew]] = weakref.WeakSet()
 
 if hasattr(os, "register_at_fork"):

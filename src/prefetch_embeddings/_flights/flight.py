@@ -188,6 +188,8 @@ class Flight(Generic[V]):
         """Of the map: a flight from before a fork is not counted after it."""
         self.number: Final = next(_numbers)
         """No other flight has it."""
+        self.waits_for: list[Flight[Any]] = []
+        """What its model asks for while it runs (see `reentry`). Not guarded by any lock."""
 
         # Guarded by the map's lock:
         self.text = text  # a query that claims the flight puts its own in place, and its options

@@ -4,8 +4,9 @@ A model may call back: to load one text it may ask for others. Each such questio
 the flight that is being run to the flight it waits for. An edge that would close a ring is refused
 with a `RuntimeError` (without it, that question could never be answered).
 
-No lock: an edge is first added and then looked at, each by single atomic steps. Of two threads that
-close a ring at the same time at least one sees it.
+An edge stands with the flight that it begins at, and goes with it. No lock: an edge is first added
+and then looked at, each by single atomic steps. Of two threads that close a ring at the same time
+at least one sees it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
-
-from prefetch_embeddings._background import forks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,9 +24,6 @@ running: Final[ContextVar[Flight[Any] | None]] = ContextVar(
     "prefetch_embeddings_running", default=None
 )
 """The flight on whose behalf the current code runs."""
-
-_waits_for: Final[dict[Flight[Any], list[Flight[Any]]]] = {}
-"""The edges of each flight that is being run. They go when its call has returned."""
 
 
 def begin_wait(flight: Flight[Any], *, mine: bool) -> Flight[Any] | None:
@@ -47,7 +43,7 @@ def begin_wait(flight: Flight[Any], *, mine: bool) -> Flight[Any] | None:
     current = running.get()
     if current is None:
         return None
-    _waits_for.setdefault(current, []).append(flight)
+    current.waits_for.append(flight)
     if not mine and _reaches(flight, current):
         end_wait(current, flight)
         raise RuntimeError(
@@ -58,8 +54,8 @@ def begin_wait(flight: Flight[Any], *, mine: bool) -> Flight[Any] | None:
 
 def end_wait(current: Flight[Any], flight: Flight[Any]) -> None:
     """Note that the code which runs on behalf of `current` no longer waits for `flight`."""
-    with suppress(KeyError, ValueError):  # a forked child has forgotten its parent's waits
-        _waits_for[current].remove(flight)
+    with suppress(ValueError):  # its call has returned before
+        current.waits_for.remove(flight)
 
 
 @contextmanager
@@ -70,19 +66,19 @@ def running_for(flights: Sequence[Flight[Any]]) -> Iterator[None]:
     """
     first = flights[0]
     for other in flights[1:]:
-        _waits_for[other] = [first]
+        other.waits_for.append(first)
     token = running.set(first)
     try:
         yield
     finally:
         running.reset(token)
         for flight in flights:
-            _waits_for.pop(flight, None)
+            flight.waits_for.clear()
 
 
 def run_has_ended(flight: Flight[Any]) -> None:
     """Forget what was noted of a flight, for which the code itself had set `running`."""
-    _waits_for.pop(flight, None)
+    flight.waits_for.clear()
 
 
 def _reaches(start: Flight[Any], goal: Flight[Any]) -> bool:
@@ -92,11 +88,8 @@ def _reaches(start: Flight[Any], goal: Flight[Any]) -> bool:
         flight = stack.pop()
         if flight is goal:
             return True
-        for after in list(_waits_for.get(flight, ())):
+        for after in list(flight.waits_for):
             if after not in seen:
                 seen.add(after)
                 stack.append(after)
     return False
-
-
-forks.call_in_child(_waits_for.clear)
