@@ -81,7 +81,7 @@ class PrefetchingEmbeddings(ClosedByWith, WrapsAModel):
         Args:
             underlying_embeddings: The model, or another wrapper around it, such as a cache.
             ttl: Seconds that a vector is kept, counted from its arrival.
-            max_entries: Vectors kept; the least recently used leave first.
+            max_entries: Vectors kept. Those that have served a query leave before the others.
             max_workers: Threads that prefetch, started as needed. They wait for the network.
             max_pending: Prefetches that may wait for a thread (with `aprefetch`: that may be under
                 way). One more is dropped.
@@ -150,7 +150,7 @@ class PrefetchingEmbeddings(ClosedByWith, WrapsAModel):
 
         Returns:
             `STARTED`; `IN_FLIGHT` or `READY` if there was nothing to do; `DROPPED` if the queue is
-            full, the wrapper is closed or the text is blank.
+            full, calls keep failing, the wrapper is closed or the text is blank.
 
         Raises:
             TypeError: If `text` is not a `str`.

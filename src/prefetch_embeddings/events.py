@@ -65,12 +65,15 @@ class PrefetchFailed(PrefetchEvent):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PrefetchDropped(PrefetchEvent):
-    """A prefetch was refused: the queue is full, the wrapper closed or the text blank."""
+    """A prefetch was refused.
+
+    The queue is full, calls keep failing, the wrapper is closed or the text is blank.
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HedgeStarted(PrefetchEvent):
-    """A flight that took too long has got a second call.
+    """A flight that took too long has got another call: a hedge, or beside one that is overdue.
 
     Attributes:
         flight: Its number.

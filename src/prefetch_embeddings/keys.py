@@ -13,32 +13,35 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from prefetch_embeddings._flights.loader import Key
+
 _PLAIN: Final = (str, bytes, int, float, bool, type(None))
 
 
-def key_of(match: Callable[[str], Hashable] | None) -> Callable[[str], Hashable]:
+def key_of(match: Callable[[str], Hashable] | None) -> Key:
     """Return what finds out what texts must share to be the same, by `match`.
 
     Without one it is the text itself. What is returned raises a `TypeError` for what is not a
     `str`, or if `match` returns None; and whatever `match` raises, or the hash of what it returns.
     """
-    if match is None:
-        return _text_itself
     tokens = _Tokens()
 
-    def key(text: str) -> Hashable:
-        matched = match(_text_itself(text))
+    def text_itself(text: str, variant: Hashable = None) -> Hashable:
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, not {type(text).__name__}")
+        return text if variant is None else tokens.safe((text, variant))
+
+    if match is None:
+        return text_itself
+
+    def key(text: str, variant: Hashable = None) -> Hashable:
+        text_itself(text)
+        matched = match(text)
         if matched is None:  # all texts would be the same
             raise TypeError("match must return what texts share, not None: has it no return?")
-        return matched if _is_plain(matched) else tokens.token(matched)
+        return tokens.safe(matched if variant is None else (matched, variant))
 
     return key
-
-
-def _text_itself(text: str) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a str, not {type(text).__name__}")
-    return text
 
 
 def _is_plain(key: object) -> bool:
@@ -66,6 +69,10 @@ class _Tokens:
 
     def __init__(self) -> None:
         self._by_hash: dict[int, list[weakref.ref[_Token]]] = {}
+
+    def safe(self, key: Hashable) -> Hashable:
+        """Return a key itself if that runs nobody's code, else a token for it."""
+        return key if _is_plain(key) else self.token(key)
 
     def token(self, key: Hashable) -> _Token:
         number = hash(key)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prefetch_embeddings._background.timer import Scheduler
     from prefetch_embeddings._flights.flight import Flight
     from prefetch_embeddings._flights.landing import Landing
-    from prefetch_embeddings._flights.loader import Loader
+    from prefetch_embeddings._flights.loader import Key, Loader
     from prefetch_embeddings._flights.map import Begun, FlightMap
     from prefetch_embeddings._flights.on_loops import OnLoops
     from prefetch_embeddings.reporting import Reporter
@@ -46,7 +46,7 @@ class Asking(Generic[V]):
         loader: Loader[V],
         *,
         wake: Callable[[], bool],
-        key: Callable[[str], Hashable],
+        key: Key,
         scheduler: Scheduler,
         reporter: Reporter,
     ) -> None:
@@ -93,7 +93,7 @@ class Asking(Generic[V]):
         return flight is not None
 
     def _begin(self, text: str, options: Any, variant: Hashable) -> Begun:
-        key = self.key(text) if variant is None else (self.key(text), variant)
+        key = self.key(text, variant)
         context = contextvars.copy_context()
         try:
             begun = self._flights.begin(key, text, options, context)
@@ -104,13 +104,19 @@ class Asking(Generic[V]):
             return self._refuse(text)
         return self._have_run(text, begun)
 
-    def _have_run(self, text: str, begun: Begun) -> Begun:
-        """Have a new flight run by the executor, and tell what became of the prefetch."""
+    def _have_run(self, text: str, begun: Begun, *, woken: bool = False) -> Begun:
+        """Have a new flight run by the executor, and tell what became of the prefetch.
+
+        Args:
+            text: The text.
+            begun: What the map did.
+            woken: Whether the executor has been told of the job already.
+        """
         outcome, flight, run = begun
         if outcome is PrefetchOutcome.STARTED and flight is not None:
             if self._reporter.listening:
                 self._reporter.started(text, flight.number)
-            if run is None and not self._wake():
+            if run is None and not woken and not self._wake():
                 self._landing.abandon(flight, only_queued=True)
                 if flight.ended:
                     return self._refuse(text)
@@ -129,10 +135,11 @@ class Asking(Generic[V]):
             all_begun = self._flights.begin_batch(items, contextvars.copy_context())
         except ReenteredError:
             return [self._refuse(text)[0] for _, text in items]
-        all_begun = [
-            self._have_run(text, begun) for (_, text), begun in zip(items, all_begun, strict=True)
-        ]
-        return [begun[0] for begun in all_begun]
+        outcomes: list[PrefetchOutcome] = []
+        for (_, text), begun in zip(items, all_begun, strict=True):
+            woken = PrefetchOutcome.STARTED in outcomes  # all that it started are one job
+            outcomes.append(self._have_run(text, begun, woken=woken)[0])
+        return outcomes
 
     async def aprefetch(
         self, text: str, options: Any = None, variant: Hashable = None
@@ -144,7 +151,7 @@ class Asking(Generic[V]):
         """
         if not self._loader.native_async or self._queried_in_threads:
             return self.prefetch(text, options, variant)
-        key = self.key(text) if variant is None else (self.key(text), variant)
+        key = self.key(text, variant)
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
         try:
             begun = self._flights.begin_on_loop(key, text, options, context, loop)

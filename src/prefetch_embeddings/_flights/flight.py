@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Hashable
+    from collections.abc import Hashable
     from types import TracebackType
 
 V = TypeVar("V")
@@ -227,12 +227,6 @@ class Ticket(Generic[V]):
 
     def __init__(self, flight: Flight[V]) -> None:
         self.flight: Flight[V] | None = flight  # None once taken back; guarded by the map's lock
-
-
-def full_key(key: Callable[[str], Hashable], text: str, variant: Hashable) -> Hashable:
-    """Return the key of a text, and of what parts it from others that are the same otherwise."""
-    plain = key(text)
-    return plain if variant is None else (plain, variant)
 
 
 _numbers: Final = itertools.count(1)

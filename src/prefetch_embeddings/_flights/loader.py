@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
 V_co = TypeVar("V_co", covariant=True)
 
@@ -33,3 +33,10 @@ class Loader(Protocol[V_co]):
 
     def load_many(self, texts: list[str]) -> Sequence[V_co]:
         """Load the values of several texts, in their order."""
+
+
+class Key(Protocol):
+    """Finds out what texts must share to be the same."""
+
+    def __call__(self, text: str, variant: Hashable = None, /) -> Hashable:
+        """Return the key of a text, and of what parts it from others that are the same."""

@@ -14,7 +14,6 @@ from prefetch_embeddings._background.pool import JobPool
 from prefetch_embeddings._flights.asking import Asking
 from prefetch_embeddings._flights.books import Books
 from prefetch_embeddings._flights.drivers import Drivers
-from prefetch_embeddings._flights.flight import full_key
 from prefetch_embeddings._flights.in_threads import InThreads
 from prefetch_embeddings._flights.joins import LoopVisit, ThreadVisit
 from prefetch_embeddings._flights.landing import Landing
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from prefetch_embeddings._background import Background
     from prefetch_embeddings._flights.ledger import Unused
-    from prefetch_embeddings._flights.loader import Loader
+    from prefetch_embeddings._flights.loader import Key, Loader
     from prefetch_embeddings._flights.patience import Hedge
     from prefetch_embeddings._flights.query import Answer
     from prefetch_embeddings.events import PrefetchEvent
@@ -66,7 +65,7 @@ class Prefetcher(Asking[V]):
         self,
         loader: Loader[V],
         *,
-        key: Callable[[str], Hashable],
+        key: Key,
         ttl: float,
         max_entries: int,
         max_workers: int,
@@ -156,7 +155,7 @@ class Prefetcher(Asking[V]):
             Exception: What the model raised in a call made for a query.
             RuntimeError: If the model, while it loads a text, asks for that text.
         """
-        key = full_key(self.key, text, variant)
+        key = self.key(text, variant)
         self._queried_in_threads = True
         try:
             flight = self._visits.ready(key, text)
@@ -174,7 +173,7 @@ class Prefetcher(Asking[V]):
 
         Cancelling the caller cancels its wait, and the work only if nobody else wants it.
         """
-        key = full_key(self.key, text, variant)
+        key = self.key(text, variant)
         self._queried_in_threads = False
         try:
             flight = self._visits.ready(key, text)
@@ -200,7 +199,7 @@ class Prefetcher(Asking[V]):
         Raises:
             RuntimeError: If the model waits, while it loads a text, for that text.
         """
-        key = full_key(self.key, text, variant)
+        key = self.key(text, variant)
         visit = ThreadVisit(key, text, None, for_query=False)
         try:
             way = self._queries.wait(visit, timeout, claim=timeout is None)
@@ -210,7 +209,7 @@ class Prefetcher(Asking[V]):
 
     async def await_(self, text: str, timeout: float | None, variant: Hashable = None) -> bool:
         """Do what `wait` does without blocking the loop."""
-        key = full_key(self.key, text, variant)
+        key = self.key(text, variant)
         visit = LoopVisit(key, text, None, for_query=False)
         visit.loop = asyncio.get_running_loop()
         # Without an async client of its own a model needs a thread of the loop's executor: it
@@ -224,17 +223,17 @@ class Prefetcher(Asking[V]):
 
     def is_ready(self, text: str, variant: Hashable = None) -> bool:
         """Tell whether a query for `text` would be answered at once. Changes nothing."""
-        return self._flights.is_ready(full_key(self.key, text, variant))
+        return self._flights.is_ready(self.key(text, variant))
 
     def holds(self, text: str, variant: Hashable = None) -> bool:
         """Tell whether the value of `text` is there, or on its way. Changes nothing."""
-        key = full_key(self.key, text, variant)
+        key = self.key(text, variant)
         flight = self._flights.get(key)
         return flight is not None and (not flight.ended or self._flights.is_ready(key))
 
     def expected_wait(self, text: str, variant: Hashable = None) -> float:
         """Estimate, in seconds, what a query for `text` would wait now. Changes nothing."""
-        return self._flights.expected_wait(full_key(self.key, text, variant))
+        return self._flights.expected_wait(self.key(text, variant))
 
     def unused(self, key: Hashable) -> list[Unused] | None:
         """Return the most recent prefetches that no query uses; those in the map come last.
@@ -274,7 +273,7 @@ class Prefetcher(Asking[V]):
 
     def waiters(self, text: str, variant: Hashable = None) -> int:
         """Return how many queries and explicit waits wait for the flight of `text`."""
-        flight = self._flights.get(full_key(self.key, text, variant))
+        flight = self._flights.get(self.key(text, variant))
         return 0 if flight is None else len(flight.waiters)
 
     def leaks(self) -> list[str]:
@@ -289,7 +288,7 @@ class Prefetcher(Asking[V]):
 
     def forget(self, text: str, variant: Hashable = None) -> bool:
         """Take `text` out of the map; True if it was there."""
-        return self._forget(full_key(self.key, text, variant))
+        return self._forget(self.key(text, variant))
 
     @put_off(answer=True)
     def _forget(self, key: Hashable) -> bool:
