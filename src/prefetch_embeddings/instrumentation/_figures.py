@@ -55,7 +55,7 @@ FIGURES: Final[dict[type[Stats], tuple[Figure, ...]]] = {
         {
             "prefetch_started": "Flights that a prefetch started.",
             "prefetch_deduplicated": "Prefetches that found their text ready or under way.",
-            "prefetch_dropped": "Prefetches refused: queue full, calls failing, closed, blank text.",
+            "prefetch_dropped": "Prefetches refused: queue full, calls failing, closed, blank.",
             "prefetch_succeeded": "Flights started by a prefetch that brought a vector.",
             "prefetch_failed": "Flights started by a prefetch that ended without a vector.",
             "prefetch_withdrawn": "Flights taken back before they ran.",
