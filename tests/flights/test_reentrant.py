@@ -491,9 +491,8 @@ for round in range(400):
     embeddings = PrefetchingEmbeddings(model, max_workers=2)
     mine = embeddings
     speech = UtterancePrefetcher(embeddings, debounce=0.01, min_words=1)
+    before, number = closed, 0
     signal.setitimer(signal.ITIMER_REAL, 0.0001 + 0.00001 * (round % 40))
-    before = closed
-    number = 0
     while closed == before:
         number += 1
         mine.prefetch(f"q {number}")
