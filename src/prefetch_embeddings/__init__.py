@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         RedisCacheStats,
     )
     from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+    from prefetch_embeddings.retriever import PrefetchingRetriever
 
 __all__ = [
     "ENGLISH_FILLERS",
@@ -53,6 +54,7 @@ __all__ = [
     "PrefetchStats",
     "PrefetchSucceeded",
     "PrefetchingEmbeddings",
+    "PrefetchingRetriever",
     "QueryFailed",
     "QueryServed",
     "RedisCacheEvent",
@@ -66,8 +68,9 @@ __all__ = [
     "prefetch_tap",
 ]
 
-# Load when first asked for: most that import this package use no Redis.
+# Load when first asked for: what they bring takes longer than all the rest.
 _LOADED_LATER: Final = {
+    "PrefetchingRetriever": "prefetch_embeddings.retriever",
     "RedisCacheEvent": "prefetch_embeddings._redis.recorder",
     "RedisCacheEventKind": "prefetch_embeddings._redis.recorder",
     "RedisCacheStats": "prefetch_embeddings._redis.recorder",

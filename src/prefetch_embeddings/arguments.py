@@ -18,7 +18,7 @@ def check_model(name: str, model: Any) -> None:
     if isinstance(model, type) and issubclass(model, Embeddings):
         raise TypeError(f"{name} must be an instance, {model.__name__}(...), not the class")
     raise TypeError(
-        f"{name} must be a LangChain Embeddings, such as OpenAIEmbeddings(), not {_kind(model)}"
+        f"{name} must be a LangChain Embeddings, such as OpenAIEmbeddings(), not {kind_of(model)}"
     )
 
 
@@ -29,7 +29,7 @@ def check_count(name: str, count: Any, *, least: int = 1) -> None:
     except TypeError:
         whole = None
     if whole is None:
-        raise TypeError(f"{name} must be an int, not {_kind(count)}")
+        raise TypeError(f"{name} must be an int, not {kind_of(count)}")
     if whole < least:
         raise ValueError(f"{name} must be at least {least}, not {whole}")
 
@@ -56,7 +56,7 @@ def check_seconds(
         return
     if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
         none = " or None" if or_none else ""
-        raise TypeError(f"{name} must be a number of seconds{none}, not {_kind(seconds)}")
+        raise TypeError(f"{name} must be a number of seconds{none}, not {kind_of(seconds)}")
     number = float(seconds)
     if not (number >= 0 if or_zero else number > 0) or (math.isinf(number) and not endless):
         least = "at least 0" if or_zero else "more than 0"
@@ -67,7 +67,7 @@ def check_seconds(
 def check_flag(name: str, flag: Any) -> None:
     """Raise a `TypeError` if a switch is neither True nor False."""
     if not isinstance(flag, bool):
-        raise TypeError(f"{name} must be True or False, not {_kind(flag)}")
+        raise TypeError(f"{name} must be True or False, not {kind_of(flag)}")
 
 
 def check_function(name: str, function: Any) -> None:
@@ -75,7 +75,7 @@ def check_function(name: str, function: Any) -> None:
     if function is None:
         return
     if not callable(function):
-        raise TypeError(f"{name} must be a function or None, not {_kind(function)}")
+        raise TypeError(f"{name} must be a function or None, not {kind_of(function)}")
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - an object's own
     ):
@@ -91,10 +91,11 @@ def check_functions(**functions: Any) -> None:
 def check_kind(name: str, value: Any, kind: type, example: str) -> None:
     """Raise a `TypeError` if a value is not of its kind; None will do."""
     if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, such as {example}, not {_kind(value)}")
+        what = f"a {kind.__name__}, such as {example}"
+        raise TypeError(f"{name} must be {what}, not {kind_of(value)}")
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """Say what something is without showing it: it may be a text or a secret."""
     if value is None or isinstance(value, bool):
         return repr(value)

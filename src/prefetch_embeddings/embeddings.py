@@ -20,12 +20,13 @@ from prefetch_embeddings.arguments import (
     check_model,
     check_seconds,
 )
+from prefetch_embeddings.face import Face
 from prefetch_embeddings.keys import key_of
 from prefetch_embeddings.model_sides import aembed_documents, aembed_query
 from prefetch_embeddings.reporting import Reporter
 from prefetch_embeddings.soundness import SoundVectors
 from prefetch_embeddings.vectors import VectorLoader, in_order, own, sort_out
-from prefetch_embeddings.wrapping import ClosedByWith, WrapsAModel, remembers_arguments
+from prefetch_embeddings.wrapping import WrapsAModel, remembers_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -35,11 +36,10 @@ if TYPE_CHECKING:
     from prefetch_embeddings._flights.flight import PrefetchOutcome
     from prefetch_embeddings.events import PrefetchEvent
     from prefetch_embeddings.misses import Miss
-    from prefetch_embeddings.stats import PrefetchStats
     from prefetch_embeddings.vectors import Vector
 
 
-class PrefetchingEmbeddings(ClosedByWith, WrapsAModel):
+class PrefetchingEmbeddings(Face, WrapsAModel):
     """Embeds queries ahead of time, and hands retrievers the pending result.
 
     Call `prefetch` as soon as a question is known. Whoever embeds the same text later, a vector
@@ -337,23 +337,3 @@ class PrefetchingEmbeddings(ClosedByWith, WrapsAModel):
             TypeError: If `text` is not a `str`.
         """
         return self._prefetcher.forget(text)
-
-    def clear(self) -> None:
-        """Drop everything that is kept or under way, as `forget` does."""
-        self._prefetcher.clear()
-
-    def stats(self) -> PrefetchStats:
-        """Return one consistent snapshot of the counters. Queries with `kwargs` do not count."""
-        return self._prefetcher.stats()
-
-    def close(self) -> None:
-        """Stop prefetching. Does not wait for calls that are running.
-
-        Who waits for a prefetch calls the model instead. Queries work on, with nothing kept.
-        """
-        self._prefetcher.close()
-
-    # --- Behind the curtain --------------------------------------------------------------------
-
-    def _on_missed(self, key: Hashable, text: str) -> None:
-        misses.log_at_debug(key, text, self._prefetcher)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, TypeAlias
+
+Kind: TypeAlias = Literal["embedding", "retrieval"]
+"""What is prefetched: a vector, or documents."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -14,10 +17,12 @@ class PrefetchEvent:
         text_digest: Eight hexadecimal digits that tell the texts of one process apart. Another
             process has others for them, so that no text can be guessed from its digest.
         text_length: The text's length in characters.
+        kind: What is prefetched: "embedding" or "retrieval".
     """
 
     text_digest: str
     text_length: int
+    kind: Kind = dataclasses.field(default="embedding", kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,11 +38,11 @@ class PrefetchStarted(PrefetchEvent):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PrefetchSucceeded(PrefetchEvent):
-    """A flight that a prefetch started has brought its vector.
+    """A flight that a prefetch started has brought its value.
 
     Attributes:
         flight: Its number.
-        seconds: From the prefetch to the vector.
+        seconds: From the prefetch to the value.
         attempt: Which try brought it, from 1.
     """
 
@@ -84,11 +89,11 @@ class HedgeStarted(PrefetchEvent):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QueryServed(PrefetchEvent):
-    """A query has its vector.
+    """A query has its value.
 
     Attributes:
         flight: The number of the flight that served it.
-        how: What the query met: a vector that was ready, a flight that it joined, one that was
+        how: What the query met: a value that was ready, a flight that it joined, one that was
             still queued and that it ran itself, or nothing.
         seconds: What the query waited.
         recovered: Whether the flight it had joined failed, and a call of its own answered it.

@@ -39,6 +39,8 @@ class MissReason(enum.StrEnum):
     """Punctuation, apostrophes or white space, and perhaps case, too: see `match_spoken`."""
     CASE = enum.auto()
     """Case alone: see `match_spoken`."""
+    CONFIG = enum.auto()
+    """The same text was prefetched with another `configurable` in its config (retrievers)."""
     GONE = enum.auto()
     """The same text was prefetched, but failed, was withdrawn or had outlived its time."""
 
@@ -83,6 +85,8 @@ def explain(key: Hashable, text: str, prefetches: Prefetcher[Any]) -> Miss | Non
     for candidate in unused:
         if candidate.key == key:
             reason, similarity = MissReason.GONE, 1.0
+        elif candidate.text == text:
+            reason, similarity = MissReason.CONFIG, 1.0
         else:
             reason, similarity = query.compare(_Looks(candidate.text))
         if (_NEARNESS[reason], similarity) < nearness or reason is MissReason.NEVER_PREFETCHED:

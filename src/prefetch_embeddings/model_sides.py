@@ -45,12 +45,12 @@ async def aembed_documents(model: Embeddings, texts: list[str], **kwargs: Any) -
     return await model.aembed_documents(texts, **kwargs)
 
 
-def is_gone_around(model: Embeddings, method: str) -> bool:
+def is_gone_around(model: object, method: str, amethod: str = "") -> bool:
     """Tell whether the async method knows nothing of what was last put in the sync one's place."""
-    return _distance(model, method) < _distance(model, f"a{method}")
+    return _distance(model, method) < _distance(model, amethod or f"a{method}")
 
 
-def _distance(model: Embeddings, method: str) -> int:
+def _distance(model: object, method: str) -> int:
     """Return how far up a method comes from: 0 of the object itself, then class by class."""
     places = (vars(model) if hasattr(model, "__dict__") else {}, *map(vars, type(model).__mro__))
     return next((number for number, place in enumerate(places) if method in place), len(places))

@@ -21,7 +21,7 @@ from prefetch_embeddings.events import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from prefetch_embeddings.events import PrefetchEvent
+    from prefetch_embeddings.events import Kind, PrefetchEvent
 
 logger: Final = logging.getLogger("prefetch_embeddings")
 
@@ -38,7 +38,10 @@ def digest(text: str) -> str:
 class Reporter:
     """Tells the log and listeners. Call it with no lock held: a listener may do anything."""
 
-    def __init__(self, listener: Callable[[PrefetchEvent], None] | None) -> None:
+    def __init__(
+        self, listener: Callable[[PrefetchEvent], None] | None, kind: Kind = "embedding"
+    ) -> None:
+        self._kind: Final[Kind] = kind
         # Never changed in place: others may be going through it.
         self._listeners: tuple[Callable[[PrefetchEvent], None], ...] = (
             () if listener is None else (listener,)
@@ -54,18 +57,20 @@ class Reporter:
     def started(self, text: str, flight: int) -> None:
         """Tell that a prefetch has started a flight."""
         if self._listeners:
-            self.tell(PrefetchStarted(digest(text), len(text), flight))
+            self.tell(PrefetchStarted(digest(text), len(text), flight, kind=self._kind))
 
     def hedged(self, text: str, flight: int) -> None:
         """Tell that a flight has got a second call."""
         if self._listeners:
-            self.tell(HedgeStarted(digest(text), len(text), flight))
+            self.tell(HedgeStarted(digest(text), len(text), flight, kind=self._kind))
 
     def succeeded(self, text: str, flight: int, seconds: float, attempt: int) -> None:
         """Tell that a prefetched vector is there."""
         if not self._listeners and not logger.isEnabledFor(logging.DEBUG):
             return
-        event = PrefetchSucceeded(digest(text), len(text), flight, seconds, attempt)
+        event = PrefetchSucceeded(
+            digest(text), len(text), flight, seconds, attempt, kind=self._kind
+        )
         logger.debug(
             "text %s (%d characters) ready %.3f s after its prefetch",
             event.text_digest,
@@ -79,7 +84,13 @@ class Reporter:
     ) -> None:
         """Tell that an attempt in the background failed."""
         event = PrefetchFailed(
-            digest(text), len(text), flight, type(error).__name__, attempt, will_retry
+            digest(text),
+            len(text),
+            flight,
+            type(error).__name__,
+            attempt,
+            will_retry,
+            kind=self._kind,
         )
         # A prefetch that failed has cost nobody anything: that calls keep failing is the news. And
         # to be abandoned is how a flight ends when its loop does, or when it is closed.
@@ -106,7 +117,7 @@ class Reporter:
     def dropped(self, text: str) -> None:
         """Tell that a prefetch was refused."""
         if self._listeners:
-            self.tell(PrefetchDropped(digest(text), len(text)))
+            self.tell(PrefetchDropped(digest(text), len(text), kind=self._kind))
 
     def served(
         self,
@@ -119,12 +130,17 @@ class Reporter:
     ) -> None:
         """Tell that a query has its vector."""
         if self._listeners:
-            self.tell(QueryServed(digest(text), len(text), flight, how, seconds, recovered))
+            self.tell(
+                QueryServed(
+                    digest(text), len(text), flight, how, seconds, recovered, kind=self._kind
+                )
+            )
 
     def query_failed(self, text: str, flight: int, error: BaseException, seconds: float) -> None:
         """Tell that a query ended in an error."""
         if self._listeners:
-            self.tell(QueryFailed(digest(text), len(text), flight, type(error).__name__, seconds))
+            name = type(error).__name__
+            self.tell(QueryFailed(digest(text), len(text), flight, name, seconds, kind=self._kind))
 
     def tell(self, event: PrefetchEvent) -> None:
         """Hand `event` to the listeners; what they raise is logged and goes no further."""

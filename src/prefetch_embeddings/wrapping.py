@@ -96,11 +96,7 @@ class WrapsAModel(Embeddings):
             raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        arguments = self._made_with
-        if not _can_be_pickled(arguments.get("on_event")):
-            logger.warning("a pickled wrapper leaves its on_event behind, which cannot be pickled")
-            arguments = {**arguments, "on_event": None}
-        return arguments, self._set_by_subclass()
+        return without_what_cannot_be_pickled(self._made_with), self._set_by_subclass()
 
     def __setstate__(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
         arguments, set_by_subclass = state
@@ -149,6 +145,14 @@ def _marked_init(kind: type) -> Callable[..., None]:
     inits: list[Any] = [vars(place).get("__init__") for place in kind.__mro__]
     marked: Callable[..., None] = next(init for init in inits if hasattr(init, _MARK))
     return marked
+
+
+def without_what_cannot_be_pickled(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what a wrapper was made with, without an `on_event` that cannot be pickled."""
+    if _can_be_pickled(arguments.get("on_event")):
+        return arguments
+    logger.warning("a pickled wrapper leaves its on_event behind, which cannot be pickled")
+    return {**arguments, "on_event": None}
 
 
 def _can_be_pickled(function: Any) -> bool:

@@ -332,7 +332,7 @@ if miss is not None:
             pass
         case MissReason.REWRITTEN | MissReason.PREFIX:
             pass
-        case MissReason.PUNCTUATION | MissReason.CASE:
+        case MissReason.PUNCTUATION | MissReason.CASE | MissReason.CONFIG:
             pass
         case _:
             assert_never(miss.reason)
