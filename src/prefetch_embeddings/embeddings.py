@@ -125,7 +125,7 @@ class PrefetchingEmbeddings(Face, WrapsAModel):
             background=self._background(),
             reporter=Reporter(on_event),
             sound=SoundVectors().accept,
-            on_missed=self._on_missed,
+            on_missed=misses.log_at_debug,
         )
         self._holds = self._prefetcher.holds if symmetric else None
 

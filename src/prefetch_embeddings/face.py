@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefetch_embeddings import misses
 from prefetch_embeddings.wrapping import ClosedByWith
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from prefetch_embeddings._flights.prefetcher import Prefetcher
     from prefetch_embeddings.stats import PrefetchStats
 
@@ -37,6 +34,3 @@ class Face(ClosedByWith):
         kept.
         """
         self.prefetcher.close()
-
-    def _on_missed(self, key: Hashable, text: str) -> None:
-        misses.log_at_debug(key, text, self.prefetcher)

@@ -103,7 +103,7 @@ def explain(key: Hashable, text: str, prefetches: Prefetcher[Any]) -> Miss | Non
     return miss
 
 
-def log_at_debug(key: Hashable, text: str, prefetches: Prefetcher[Any]) -> None:
+def log_at_debug(prefetches: Prefetcher[Any], key: Hashable, text: str) -> None:
     """Log why a query missed, if the log takes DEBUG records; else do nothing."""
     if not logger.isEnabledFor(logging.DEBUG):
         return

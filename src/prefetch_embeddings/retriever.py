@@ -28,9 +28,9 @@ from prefetch_embeddings.arguments import (
     check_seconds,
     kind_of,
 )
+from prefetch_embeddings.by_config import FaceByConfig, variant
 from prefetch_embeddings.documents import DocumentLoader, own, variant_of
 from prefetch_embeddings.events import PrefetchEvent  # noqa: TC001 - pydantic reads it
-from prefetch_embeddings.face import Face
 from prefetch_embeddings.keys import key_of
 from prefetch_embeddings.reporting import Reporter
 from prefetch_embeddings.wrapping import without_what_cannot_be_pickled
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from prefetch_embeddings._flights.flight import PrefetchOutcome
     from prefetch_embeddings.documents import Documents
-    from prefetch_embeddings.misses import Miss
 
 LOOKED_FOR: Final = frozenset(
     {
@@ -60,7 +59,7 @@ LOOKED_FOR: Final = frozenset(
 """What chains and programs read of a retriever by name."""
 
 
-class PrefetchingRetriever(Face, BaseRetriever):
+class PrefetchingRetriever(FaceByConfig, BaseRetriever):
     """Retrieves ahead of time, and hands chains the pending documents.
 
     Call `prefetch` as soon as a question is known: the wrapped retriever's embedding, search and
@@ -168,7 +167,7 @@ class PrefetchingRetriever(Face, BaseRetriever):
             hedge=hedge,
             background=self._background(),
             reporter=Reporter(on_event, "retrieval"),
-            on_missed=self._on_missed,
+            on_missed=misses.log_at_debug,
         )
 
     def _background(self) -> Background:
@@ -200,7 +199,7 @@ class PrefetchingRetriever(Face, BaseRetriever):
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        return self._prefetcher.prefetch(text, config, _variant(config))
+        return self._prefetcher.prefetch(text, config, variant(config))
 
     def prefetch_many(
         self, texts: Iterable[str], config: RunnableConfig | None = None
@@ -219,10 +218,10 @@ class PrefetchingRetriever(Face, BaseRetriever):
         """
         if isinstance(texts, str):
             raise TypeError("texts must be several texts, not one str")
-        several, variant = list(texts), _variant(config)
+        several, parting = list(texts), variant(config)
         for text in several:
             self._prefetcher.key(text)  # raises for what is none
-        return [self._prefetcher.prefetch(text, config, variant) for text in several]
+        return [self._prefetcher.prefetch(text, config, parting) for text in several]
 
     async def aprefetch(self, text: str, config: RunnableConfig | None = None) -> PrefetchOutcome:
         """Start retrieving for `text` by the retriever's async method, on the running loop.
@@ -240,78 +239,7 @@ class PrefetchingRetriever(Face, BaseRetriever):
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        return await self._prefetcher.aprefetch(text, config, _variant(config))
-
-    def wait_for_prefetch(
-        self, text: str, timeout: float | None = None, config: RunnableConfig | None = None
-    ) -> bool:
-        """Wait until the prefetch of `text` has ended.
-
-        Queries need no such wait. Without a timeout, a prefetch that is still queued is run at
-        once, whatever the queue.
-
-        Args:
-            text: The prefetched text.
-            timeout: The longest wait in seconds; None for no limit.
-            config: The one it was prefetched with.
-
-        Returns:
-            True if the documents are there; False if they are not, for whatever reason.
-
-        Raises:
-            TypeError: If `text` is not a `str`.
-            RuntimeError: If the retriever itself waits for the text that it retrieves for.
-        """
-        return self._prefetcher.wait(text, timeout, _variant(config))
-
-    async def await_for_prefetch(
-        self, text: str, timeout: float | None = None, config: RunnableConfig | None = None
-    ) -> bool:
-        """Do what `wait_for_prefetch` does, without blocking the loop."""
-        return await self._prefetcher.await_(text, timeout, _variant(config))
-
-    def is_ready(self, text: str, config: RunnableConfig | None = None) -> bool:
-        """Tell whether a query for `text` would be answered at once. Changes nothing.
-
-        Raises:
-            TypeError: If `text` is not a `str`.
-        """
-        return self._prefetcher.is_ready(text, _variant(config))
-
-    def expected_wait(self, text: str, config: RunnableConfig | None = None) -> float:
-        """Estimate what a query for `text` would wait now, from how long recent calls took.
-
-        Returns:
-            Seconds; 0.0 if the documents are there.
-
-        Raises:
-            TypeError: If `text` is not a `str`.
-        """
-        return self._prefetcher.expected_wait(text, _variant(config))
-
-    def explain_miss(self, text: str, config: RunnableConfig | None = None) -> Miss | None:
-        """Tell why a query for `text` missed, or would miss: what was prefetched that is like it.
-
-        Returns:
-            The reason and the nearest recent prefetch that no query used, as digests; None if
-            there is a prefetch that the query can use.
-
-        Raises:
-            TypeError: If `text` is not a `str`.
-        """
-        key = self._prefetcher.key(text, _variant(config))
-        return misses.explain(key, text, self._prefetcher)
-
-    def forget(self, text: str, config: RunnableConfig | None = None) -> bool:
-        """Drop what is kept or under way for `text`. Who waits for it still gets the documents.
-
-        Returns:
-            True if there was anything.
-
-        Raises:
-            TypeError: If `text` is not a `str`.
-        """
-        return self._prefetcher.forget(text, _variant(config))
+        return await self._prefetcher.aprefetch(text, config, variant(config))
 
     # --- LangChain -----------------------------------------------------------------------------
 
@@ -409,11 +337,6 @@ class PrefetchingRetriever(Face, BaseRetriever):
 
 def _remake(kind: type[PrefetchingRetriever], made_with: dict[str, Any]) -> PrefetchingRetriever:
     return kind(**made_with)
-
-
-def _variant(config: RunnableConfig | None) -> Hashable:
-    """Return what parts searches for one text, here and now: the current run's config counts."""
-    return variant_of(ensure_config(config))
 
 
 def _check_retriever(retriever: Any) -> None:

@@ -8,9 +8,12 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnablePassthrough
 
     from prefetch_embeddings.embeddings import PrefetchingEmbeddings
+    from prefetch_embeddings.retriever import PrefetchingRetriever
 
 
-def prefetch_tap(embeddings: PrefetchingEmbeddings) -> RunnablePassthrough[Any]:
+def prefetch_tap(
+    prefetching: PrefetchingEmbeddings | PrefetchingRetriever,
+) -> RunnablePassthrough[Any]:
     """Make a step that prefetches what it is given and passes it on, unchanged.
 
     It belongs behind whatever rewrites the question: the rewritten question is the one that the
@@ -31,7 +34,7 @@ def prefetch_tap(embeddings: PrefetchingEmbeddings) -> RunnablePassthrough[Any]:
         ```
 
     Args:
-        embeddings: What prefetches; the retriever must use it, too.
+        prefetching: What prefetches: the model that the retriever uses, or the retriever itself.
 
     Returns:
         A `Runnable` that takes and returns a `str`, or a list of them. Anything else raises
@@ -41,8 +44,8 @@ def prefetch_tap(embeddings: PrefetchingEmbeddings) -> RunnablePassthrough[Any]:
 
     def prefetch(questions: str | list[str]) -> None:
         if isinstance(questions, list):
-            embeddings.prefetch_many(questions)
+            prefetching.prefetch_many(questions)
         else:
-            embeddings.prefetch(questions)
+            prefetching.prefetch(questions)
 
     return RunnablePassthrough(prefetch, name="prefetch_tap")

@@ -40,7 +40,7 @@ def _public_members(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
             yield f"{name}.{member}", attribute
         elif isinstance(attribute, classmethod | staticmethod):
             yield f"{name}.{member}", attribute.__func__
-        elif inspect.isfunction(attribute):
+        elif inspect.isfunction(attribute) and "pydantic" not in attribute.__module__:
             yield f"{name}.{member}", attribute
 
 

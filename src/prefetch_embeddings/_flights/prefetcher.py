@@ -7,6 +7,7 @@ From here a query's text goes down to `query` (which flight), `joins` (how long 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from prefetch_embeddings._background import forks
@@ -58,7 +59,7 @@ class Prefetcher(Asking[V]):
         background: Threads and time.
         reporter: Is told what happens.
         sound: Whether a value may be kept. All may, by default.
-        on_missed: Is called with the key and text of a query that found nothing.
+        on_missed: Is called with this object, and the key and text of a query that found nothing.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Prefetcher(Asking[V]):
         background: Background,
         reporter: Reporter,
         sound: Callable[[V], bool] | None = None,
-        on_missed: Callable[[Hashable, str], None] | None = None,
+        on_missed: Callable[[Prefetcher[V], Hashable, str], None] | None = None,
     ) -> None:
         steps = Steps()
         books = Books(
@@ -116,7 +117,7 @@ class Prefetcher(Asking[V]):
             landing,
             clock=background.clock,
             reporter=reporter,
-            on_missed=on_missed,
+            on_missed=None if on_missed is None else partial(on_missed, self),
         )
         self._drivers: Final = Drivers(in_threads, on_loops, hedges=hedge is not None)
         super().__init__(

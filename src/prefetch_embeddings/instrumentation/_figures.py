@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from prefetch_embeddings._redis.recorder import RedisCacheStats
 from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
+from prefetch_embeddings.retriever import PrefetchingRetriever
 from prefetch_embeddings.stats import PrefetchStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TypeAlias
 
-    Tier: TypeAlias = PrefetchingEmbeddings | RedisCachedEmbeddings
+    from prefetch_embeddings.events import Kind
+
+    Tier: TypeAlias = PrefetchingEmbeddings | PrefetchingRetriever | RedisCachedEmbeddings
     Stats: TypeAlias = PrefetchStats | RedisCacheStats
 
 # fmt: off
@@ -26,7 +29,7 @@ BUCKETS: Final = (
 """Upper bounds in seconds: from a lookup to a hanging call, close together where models answer."""
 
 QUERY_SECONDS: Final = "What queries waited, by what they met; `failed` if the model raised."
-PREFETCH_SECONDS: Final = "From a prefetch to its vector."
+PREFETCH_SECONDS: Final = "From a prefetch to its value."
 
 OUTCOMES: Final = ("ready", "joined", "claimed", "missed", "failed")
 """What a query came to; each query whose caller stayed counts once."""
@@ -56,23 +59,23 @@ FIGURES: Final[dict[type[Stats], tuple[Figure, ...]]] = {
             "prefetch_started": "Flights that a prefetch started.",
             "prefetch_deduplicated": "Prefetches that found their text ready or under way.",
             "prefetch_dropped": "Prefetches refused: queue full, calls failing, closed, blank.",
-            "prefetch_succeeded": "Flights started by a prefetch that brought a vector.",
-            "prefetch_failed": "Flights started by a prefetch that ended without a vector.",
+            "prefetch_succeeded": "Flights started by a prefetch that brought a value.",
+            "prefetch_failed": "Flights started by a prefetch that ended without a value.",
             "prefetch_withdrawn": "Flights taken back before they ran.",
             "prefetch_retried": "Second and later attempts in the background.",
             "prefetch_used": "Flights started by a prefetch that served a query.",
-            "prefetch_wasted": "Flights that brought a vector and left without serving a query.",
+            "prefetch_wasted": "Flights that brought a value and left without serving a query.",
             "query_ready": "Queries answered at once from a finished flight.",
             "query_joined": "Queries that waited for a flight already running.",
             "query_claimed": "Queries that found their flight queued and ran it themselves.",
-            "query_missed": "Queries that found nothing and called the model.",
+            "query_missed": "Queries that found nothing and made the call.",
             "query_recovered": "Queries answered by another call, their flight having failed.",
-            "query_failed": "Queries that ended in an error of the model.",
+            "query_failed": "Queries that ended in an error of the model or retriever.",
             "query_matched": "Queries served by a flight of another text that matches theirs.",
             "hedge_started": "Second calls made beside one that took too long.",
-            "hedge_won": "Second calls that brought the vector.",
+            "hedge_won": "Second calls that brought the value.",
             "hedge_denied": "Second calls that were due, and beyond the budget.",
-            "hidden_seconds": "Embedding time that no query waited for.",
+            "hidden_seconds": "Time of calls that no query waited for.",
             "exposed_seconds": "What queries waited, joining a flight or running it themselves.",
             "overdue_calls": "Second and third calls made beside one that was overdue.",
         },
@@ -101,8 +104,9 @@ class Sources:
     """The tiers that one exporter reads. It keeps none of them alive."""
 
     def __init__(self) -> None:
-        # Changed and copied by single atomic steps, without a lock that a fork could leave held:
-        self._by_name: dict[str, tuple[weakref.ref[Tier], ...]] = {}
+        # By name and kind. Changed and copied by single atomic steps, without a lock that a fork
+        # could leave held:
+        self._by_name: dict[tuple[str, Kind], tuple[weakref.ref[Tier], ...]] = {}
 
     def add(self, name: str, tiers: list[Tier]) -> None:
         """Read these tiers, too, the outermost first.
@@ -110,41 +114,49 @@ class Sources:
         Raises:
             ValueError: If the name is in use, by a wrapper that has not been closed.
         """
-        if name in self._by_name:
-            holder = self._by_name[name][0]()
+        key = name, kind_of(tiers[0])
+        if key in self._by_name:
+            holder = self._by_name[key][0]()
             if holder is not None and not _is_closed(holder):
                 raise ValueError(
                     f"the name {name!r} is in use: give each wrapper its own, or close the other"
                 )
-        self._by_name[name] = tuple(weakref.ref(tier) for tier in tiers)
+        self._by_name[key] = tuple(weakref.ref(tier) for tier in tiers)
 
-    def read(self) -> Iterator[tuple[str, Stats]]:
-        """Return the names, and a snapshot of each tier under that name."""
-        for name, tiers in self._by_name.copy().items():
+    def read(self) -> Iterator[tuple[str, Kind, Stats]]:
+        """Return the names and kinds, and a snapshot of each tier under them."""
+        for (name, kind), tiers in self._by_name.copy().items():
             for reference in tiers:
                 tier = reference()
                 if tier is not None:
-                    yield name, tier.stats()
+                    yield name, kind, tier.stats()
 
 
-def tiers_of(embeddings: Tier) -> list[Tier]:
-    """Return `embeddings` and what it wraps, as far as this package knows the figures of it.
+def kind_of(tier: Tier) -> Kind:
+    """Return what a tier's values are."""
+    return "retrieval" if isinstance(tier, PrefetchingRetriever) else "embedding"
+
+
+def tiers_of(wrapper: Tier) -> list[Tier]:
+    """Return a wrapper and what it wraps, as far as this package knows the figures of it.
+
+    What stands behind a retriever is not looked for: a store may have its model anywhere.
 
     Raises:
         TypeError: If there is nothing of the kind.
     """
     tiers: list[Tier] = []
-    tier: object = embeddings
+    tier: object = wrapper
     while tier is not None:
-        if isinstance(tier, PrefetchingEmbeddings | RedisCachedEmbeddings):
+        if isinstance(tier, PrefetchingEmbeddings | PrefetchingRetriever | RedisCachedEmbeddings):
             tiers.append(tier)
         tier = getattr(tier, "underlying_embeddings", None)
     if not tiers:
-        raise TypeError(f"a {type(embeddings).__name__} has no figures to export")
+        raise TypeError(f"a {type(wrapper).__name__} has no figures to export")
     return tiers
 
 
 def _is_closed(tier: Tier) -> bool:
-    if isinstance(tier, PrefetchingEmbeddings):
+    if isinstance(tier, PrefetchingEmbeddings | PrefetchingRetriever):
         return tier.prefetcher.closed
     return tier._closed  # noqa: SLF001

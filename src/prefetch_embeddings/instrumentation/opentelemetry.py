@@ -21,7 +21,6 @@ except ImportError as error:
         name=error.name,
     ) from error
 
-from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.events import (
     HedgeStarted,
     PrefetchFailed,
@@ -38,6 +37,7 @@ from prefetch_embeddings.instrumentation._figures import (
     Sources,
     tiers_of,
 )
+from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -69,9 +69,10 @@ def instrument(
     Metrics: every counter of `stats()` as `prefetch_embeddings.<counter>`, those of a Redis tier as
     `prefetch_embeddings.redis_<counter>`, and the histograms `prefetch_embeddings.query.duration`
     by `outcome` (`ready`, `joined`, `claimed`, `missed`, `failed`) and
-    `prefetch_embeddings.prefetch.duration`. All have the attribute `name`.
+    `prefetch_embeddings.prefetch.duration`. All have the attributes `name` and `kind`, which is
+    "embedding" or "retrieval".
 
-    Spans: `prefetch_embeddings.flight` from a prefetch to its vector or last failure, under the
+    Spans: `prefetch_embeddings.flight` from a prefetch to its value or last failure, under the
     span in which `prefetch` was called; `prefetch_embeddings.query` for what a query waited, under
     the query's span and linked to its flight's. A flight taken back before it ran has none.
 
@@ -104,7 +105,7 @@ def instrument(
     exporter.sources.add(name, tiers)
     tracer = trace.get_tracer(SCOPE, tracer_provider=tracer_provider)
     for tier in tiers:
-        if isinstance(tier, PrefetchingEmbeddings):
+        if not isinstance(tier, RedisCachedEmbeddings):
             listener = _Listener(name, exporter, tracer)
             tier.prefetcher.add_listener(listener)
 
@@ -114,11 +115,11 @@ class _Exporter:
 
     def __init__(self, meter: metrics.Meter) -> None:
         self.sources = Sources()
-        for kind, figures in FIGURES.items():
+        for stats_class, figures in FIGURES.items():
             for figure in figures:
                 meter.create_observable_counter(
                     f"{SCOPE}.{figure.name}",
-                    [self._callback(kind, figure)],
+                    [self._callback(stats_class, figure)],
                     unit="s" if figure.name.endswith("_seconds") else "",
                     description=figure.description,
                 )
@@ -136,12 +137,13 @@ class _Exporter:
         )
 
     def _callback(
-        self, kind: type[Stats], figure: Figure
+        self, stats_class: type[Stats], figure: Figure
     ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
-            for name, stats in self.sources.read():
-                if isinstance(stats, kind):
-                    yield metrics.Observation(getattr(stats, figure.field), {"name": name})
+            for name, kind, stats in self.sources.read():
+                if isinstance(stats, stats_class):
+                    attributes = {"name": name, "kind": kind}
+                    yield metrics.Observation(getattr(stats, figure.field), attributes)
 
         return observe
 
@@ -200,7 +202,7 @@ class _Listener:
             case PrefetchStarted():
                 self._started(event)
             case PrefetchSucceeded():
-                self._exporter.prefetch_seconds.record(event.seconds, {"name": self._name})
+                self._exporter.prefetch_seconds.record(event.seconds, self._labels(event))
                 self._flight(event).end(None, event.attempt)
             case PrefetchFailed(will_retry=False):
                 self._flight(event).end(event.error, event.attempt)
@@ -269,7 +271,8 @@ class _Listener:
         error: str | None = None,
     ) -> None:
         """Make the span of a query that ends now, and record what it waited."""
-        self._exporter.query_seconds.record(event.seconds, {"name": self._name, "outcome": outcome})
+        labels = {**self._labels(event), "outcome": outcome}
+        self._exporter.query_seconds.record(event.seconds, labels)
         ended_at = time.time_ns()
         context = None if flight is None else flight.context
         span = self._tracer.start_span(
@@ -284,9 +287,13 @@ class _Listener:
             _set_error(span, error)
         span.end(ended_at)
 
+    def _labels(self, event: PrefetchEvent) -> dict[str, AttributeValue]:
+        return {"name": self._name, "kind": event.kind}
+
     def _attributes(self, event: PrefetchEvent) -> dict[str, AttributeValue]:
         return {
             f"{SCOPE}.name": self._name,
+            f"{SCOPE}.kind": event.kind,
             f"{SCOPE}.text_digest": event.text_digest,
             f"{SCOPE}.text_length": event.text_length,
         }

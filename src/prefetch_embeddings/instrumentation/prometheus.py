@@ -18,7 +18,6 @@ except ImportError as error:
         name=error.name,
     ) from error
 
-from prefetch_embeddings.embeddings import PrefetchingEmbeddings
 from prefetch_embeddings.events import PrefetchSucceeded, QueryFailed, QueryServed
 from prefetch_embeddings.instrumentation._figures import (
     BUCKETS,
@@ -27,15 +26,17 @@ from prefetch_embeddings.instrumentation._figures import (
     PREFETCH_SECONDS,
     QUERY_SECONDS,
     Sources,
+    kind_of,
     tiers_of,
 )
+from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prometheus_client.registry import CollectorRegistry
 
-    from prefetch_embeddings.events import PrefetchEvent
+    from prefetch_embeddings.events import Kind, PrefetchEvent
     from prefetch_embeddings.instrumentation._figures import Tier
 
 __all__ = ["instrument"]
@@ -52,6 +53,8 @@ def instrument(
     `prefetch_embeddings_redis_<counter>_total`; they are read when Prometheus asks. There are two
     histograms besides: `prefetch_embeddings_query_duration_seconds` by `outcome` (`ready`,
     `joined`, `claimed`, `missed`, `failed`) and `prefetch_embeddings_prefetch_duration_seconds`.
+
+    The label `kind` of all of them is "embedding" or "retrieval".
 
     The client's multi-process mode merges histograms only: there, the counters are not exported.
 
@@ -77,8 +80,8 @@ def instrument(
         exporter = _exporters[registry] = _Exporter(registry)
     exporter.sources.add(name, tiers)
     for tier in tiers:
-        if isinstance(tier, PrefetchingEmbeddings):
-            tier.prefetcher.add_listener(_Listener(exporter, name))
+        if not isinstance(tier, RedisCachedEmbeddings):
+            tier.prefetcher.add_listener(_Listener(exporter, name, kind_of(tier)))
 
 
 class _Exporter:
@@ -90,14 +93,14 @@ class _Exporter:
         self.query_seconds = Histogram(
             PREFIX + "query_duration_seconds",
             QUERY_SECONDS,
-            ["name", "outcome"],
+            ["name", "kind", "outcome"],
             buckets=BUCKETS,
             registry=registry,
         )
         self.prefetch_seconds = Histogram(
             PREFIX + "prefetch_duration_seconds",
             PREFETCH_SECONDS,
-            ["name"],
+            ["name", "kind"],
             buckets=BUCKETS,
             registry=registry,
         )
@@ -109,15 +112,15 @@ class _Exporter:
     def collect(self) -> Iterator[CounterMetricFamily]:
         """Read the counters."""
         families = self._families()
-        for name, stats in self.sources.read():
+        for name, kind, stats in self.sources.read():
             for figure in FIGURES[type(stats)]:
-                families[figure.name].add_metric([name], getattr(stats, figure.field))
+                families[figure.name].add_metric([name, kind], getattr(stats, figure.field))
         yield from (family for family in families.values() if family.samples)
 
     def _families(self) -> dict[str, CounterMetricFamily]:
         return {
             figure.name: CounterMetricFamily(
-                PREFIX + figure.name, figure.description, labels=["name"]
+                PREFIX + figure.name, figure.description, labels=["name", "kind"]
             )
             for figures in FIGURES.values()
             for figure in figures
@@ -127,12 +130,12 @@ class _Exporter:
 class _Listener:
     """Puts the durations that a wrapper's events tell into the histograms."""
 
-    def __init__(self, exporter: _Exporter, name: str) -> None:
+    def __init__(self, exporter: _Exporter, name: str, kind: Kind) -> None:
         # Made here, so that every series is there from the start:
         self._query_seconds = {
-            outcome: exporter.query_seconds.labels(name, outcome) for outcome in OUTCOMES
+            outcome: exporter.query_seconds.labels(name, kind, outcome) for outcome in OUTCOMES
         }
-        self._prefetch_seconds = exporter.prefetch_seconds.labels(name)
+        self._prefetch_seconds = exporter.prefetch_seconds.labels(name, kind)
 
     def __call__(self, event: PrefetchEvent) -> None:
         """Take in one event."""
