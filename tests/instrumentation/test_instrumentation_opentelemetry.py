@@ -32,6 +32,7 @@ from prefetch_embeddings import (
     PrefetchEvent,
     PrefetchFailed,
     PrefetchingEmbeddings,
+    PrefetchingRetriever,
     PrefetchStarted,
     PrefetchSucceeded,
     QueryFailed,
@@ -40,7 +41,12 @@ from prefetch_embeddings import (
 )
 from prefetch_embeddings.instrumentation import opentelemetry
 from prefetch_embeddings.reporting import digest
-from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
+from prefetch_embeddings.testing import (
+    ManualPrefetchingEmbeddings,
+    ManualPrefetchingRetriever,
+    ScriptedEmbeddings,
+    ScriptedRetriever,
+)
 from tests.helpers import Call, auntil, until
 
 Manual = Callable[..., ManualPrefetchingEmbeddings]
@@ -62,9 +68,11 @@ class Telemetry:
         self.meter_provider = MeterProvider([self._reader])
         self._tracer = self.tracer_provider.get_tracer("test")
 
-    def instrument(self, embeddings: PrefetchingEmbeddings, name: str = "default") -> None:
+    def instrument(
+        self, wrapper: PrefetchingEmbeddings | PrefetchingRetriever, name: str = "default"
+    ) -> None:
         opentelemetry.instrument(
-            embeddings,
+            wrapper,
             name=name,
             meter_provider=self.meter_provider,
             tracer_provider=self.tracer_provider,
@@ -99,12 +107,13 @@ class Telemetry:
                     found[metric.name] = points
         return found
 
-    def counts(self, name: str = "default") -> dict[str, float]:
+    def counts(self, name: str = "default", kind: str = "embedding") -> dict[str, float]:
+        labels = {"name": name, "kind": kind}
         return {
             metric.removeprefix("prefetch_embeddings."): point.value
             for metric, points in self.points().items()
             for point in points
-            if isinstance(point, NumberDataPoint) and point.attributes == {"name": name}
+            if isinstance(point, NumberDataPoint) and point.attributes == labels
         }
 
     def durations(self, metric: str) -> dict[str, HistogramDataPoint]:
@@ -143,7 +152,7 @@ def _facts(span: ReadableSpan) -> dict[str, object]:
     return {
         name.removeprefix("prefetch_embeddings."): value
         for name, value in (span.attributes or {}).items()
-        if name.rpartition(".")[2] not in ("name", "text_digest", "text_length")
+        if name.rpartition(".")[2] not in ("name", "kind", "text_digest", "text_length")
     }
 
 
@@ -178,6 +187,7 @@ def test_a_ready_query_is_linked_to_its_flight(
     flight, query = _assert_related(telemetry)
     assert flight.attributes == {
         "prefetch_embeddings.name": "bot",
+        "prefetch_embeddings.kind": "embedding",
         "prefetch_embeddings.text_digest": digest("q"),
         "prefetch_embeddings.text_length": 1,
         "prefetch_embeddings.attempts": 1,
@@ -646,3 +656,18 @@ def test_without_the_api_the_import_names_the_extra(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ImportError, match=r"'prefetch-embeddings\[opentelemetry\]'"):
         importlib.reload(opentelemetry)
+
+
+def test_a_retriever_has_figures_and_spans_of_its_own_kind(telemetry: Telemetry) -> None:
+    retriever = ManualPrefetchingRetriever(ScriptedRetriever())
+    telemetry.instrument(retriever, "default")
+    with telemetry.turn("asked"):
+        retriever.prefetch("q")
+    retriever.executor.run_all()
+    with telemetry.turn("answered"):
+        retriever.invoke("q")
+    flight, query = _assert_related(telemetry)
+    for span in (flight, query):
+        assert (span.attributes or {})["prefetch_embeddings.kind"] == "retrieval"
+    assert telemetry.counts(kind="retrieval")["query_ready"] == 1
+    retriever.close()

@@ -27,7 +27,12 @@ from prefetch_embeddings import (
 )
 from prefetch_embeddings.instrumentation import prometheus
 from prefetch_embeddings.instrumentation._figures import FIGURES
-from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
+from prefetch_embeddings.testing import (
+    ManualPrefetchingEmbeddings,
+    ManualPrefetchingRetriever,
+    ScriptedEmbeddings,
+    ScriptedRetriever,
+)
 from tests.helpers import PATIENCE
 
 Manual = Callable[..., ManualPrefetchingEmbeddings]
@@ -62,7 +67,9 @@ def _samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 def _value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
-    return registry.get_sample_value(f"prefetch_embeddings_{name}", {"name": "default", **labels})
+    return registry.get_sample_value(
+        f"prefetch_embeddings_{name}", {"name": "default", "kind": "embedding", **labels}
+    )
 
 
 def _one_of_each(embeddings: ManualPrefetchingEmbeddings, model: ScriptedEmbeddings) -> None:
@@ -86,15 +93,15 @@ def test_a_real_scrape_shows_the_stats(
     prometheus.instrument(embeddings, name="bot", registry=registry)
     _one_of_each(embeddings, model)
     samples = _samples(_scrape(registry))
-    bot = ("name", "bot")
+    bot = {("name", "bot"), ("kind", "embedding")}
     for field, value in dataclasses.asdict(embeddings.stats()).items():
-        assert samples[f"prefetch_embeddings_{field}_total", frozenset({bot})] == value
-    assert samples["prefetch_embeddings_query_claimed_total", frozenset({bot})] == 1
+        assert samples[f"prefetch_embeddings_{field}_total", frozenset(bot)] == value
+    assert samples["prefetch_embeddings_query_claimed_total", frozenset(bot)] == 1
     for outcome, count in {"ready": 1, "joined": 0, "claimed": 1, "missed": 1, "failed": 1}.items():
-        labels = frozenset({bot, ("outcome", outcome)})
+        labels = frozenset({*bot, ("outcome", outcome)})
         assert samples["prefetch_embeddings_query_duration_seconds_count", labels] == count
-    assert samples["prefetch_embeddings_prefetch_duration_seconds_count", frozenset({bot})] == 2
-    assert samples["prefetch_embeddings_prefetch_duration_seconds_sum", frozenset({bot})] == (
+    assert samples["prefetch_embeddings_prefetch_duration_seconds_count", frozenset(bot)] == 2
+    assert samples["prefetch_embeddings_prefetch_duration_seconds_sum", frozenset(bot)] == (
         pytest.approx(0.3)
     )
 
@@ -160,8 +167,20 @@ def test_several_wrappers_share_a_registry(
         embeddings.embed_query(name)
     embeddings.embed_query("one more")
     samples = _samples(_scrape(registry))
-    assert samples["prefetch_embeddings_query_missed_total", frozenset({("name", "a")})] == 1
-    assert samples["prefetch_embeddings_query_missed_total", frozenset({("name", "b")})] == 2
+    assert (
+        samples[
+            "prefetch_embeddings_query_missed_total",
+            frozenset({("name", "a"), ("kind", "embedding")}),
+        ]
+        == 1
+    )
+    assert (
+        samples[
+            "prefetch_embeddings_query_missed_total",
+            frozenset({("name", "b"), ("kind", "embedding")}),
+        ]
+        == 2
+    )
 
 
 def test_a_name_belongs_to_one_open_wrapper(
@@ -270,3 +289,21 @@ def test_the_package_imports_no_backend() -> None:
         "assert 'prefetch_embeddings.instrumentation.opentelemetry' not in sys.modules",
     ]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=60)
+
+
+def test_a_retriever_has_figures_of_its_own_kind(registry: CollectorRegistry) -> None:
+    retriever = ManualPrefetchingRetriever(ScriptedRetriever())
+    with ManualPrefetchingEmbeddings(ScriptedEmbeddings()) as embeddings:
+        prometheus.instrument(embeddings, registry=registry)
+        prometheus.instrument(retriever, registry=registry)  # of the same name
+        retriever.prefetch("q")
+        retriever.executor.run_all()
+        retriever.invoke("q")
+        assert _value(registry, "query_ready_total") == 0
+        assert _value(registry, "query_ready_total", kind="retrieval") == 1
+        waited = "query_duration_seconds_count"
+        assert _value(registry, waited, kind="retrieval", outcome="ready") == 1
+        assert _value(registry, waited, kind="embedding", outcome="ready") == 0
+        with pytest.raises(ValueError, match="in use"):
+            prometheus.instrument(retriever, registry=registry)
+    retriever.close()

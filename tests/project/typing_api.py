@@ -12,7 +12,10 @@ from typing import Literal, assert_never, assert_type
 
 import redis
 import redis.asyncio
+from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_openai import OpenAIEmbeddings
 from opentelemetry.metrics import get_meter_provider
@@ -34,6 +37,7 @@ from prefetch_embeddings import (
     PrefetchEvent,
     PrefetchFailed,
     PrefetchingEmbeddings,
+    PrefetchingRetriever,
     PrefetchOutcome,
     PrefetchStarted,
     PrefetchStats,
@@ -62,8 +66,10 @@ from prefetch_embeddings.testing import (
     Gate,
     ManualExecutor,
     ManualPrefetchingEmbeddings,
+    ManualPrefetchingRetriever,
     ManualTime,
     ScriptedEmbeddings,
+    ScriptedRetriever,
     assert_no_leaks,
 )
 
@@ -76,8 +82,13 @@ def first_word(text: str) -> Hashable:
     return text.split()[0]
 
 
+def search(text: str) -> list[Document]:
+    return [Document(text)]
+
+
 def on_event(event: PrefetchEvent) -> None:
     assert_type(event.text_digest, str)
+    assert_type(event.kind, Literal["embedding", "retrieval"])
     assert_type(event.text_length, int)
     match event:
         case PrefetchStarted() | HedgeStarted():
@@ -186,6 +197,52 @@ asyncio.run(use_it_on_a_loop())
 with PrefetchingEmbeddings(model) as wrapper:
     assert_type(wrapper, PrefetchingEmbeddings)
 assert_type(wrapper.close(), None)
+
+# --- Retrieval -----------------------------------------------------------------------------------
+
+ahead = PrefetchingRetriever(
+    retriever,
+    ttl=60,
+    max_entries=256,
+    max_workers=32,
+    max_pending=256,
+    attempts=2,
+    match=str.casefold,
+    hedge=hedge,
+    on_event=on_event,
+)
+as_retriever: BaseRetriever = ahead
+assert_type(ahead.underlying_retriever, Runnable[str, list[Document]])
+PrefetchingRetriever(RunnableLambda(search))
+PrefetchingRetriever("store")  # type: ignore[arg-type]
+PrefetchingRetriever(retriever, 60.0)  # type: ignore[call-arg]  # keywords only
+config = RunnableConfig(configurable={"tenant": "a"})
+assert_type(ahead.prefetch("q"), PrefetchOutcome)
+assert_type(ahead.prefetch("q", config), PrefetchOutcome)
+assert_type(ahead.prefetch_many(["q"], config), list[PrefetchOutcome])
+assert_type(ahead.wait_for_prefetch("q", 1.0, config), bool)
+assert_type(ahead.is_ready("q", config), bool)
+assert_type(ahead.expected_wait("q", config), float)
+assert_type(ahead.explain_miss("q", config), Miss | None)
+assert_type(ahead.forget("q", config), bool)
+assert_type(ahead.stats(), PrefetchStats)
+assert_type(ahead.prefetcher.closed, bool)
+assert_type(ahead.invoke("q"), list[Document])
+assert_type(ahead.clear(), None)
+UtterancePrefetcher(ahead)
+prefetch_tap(ahead)
+
+
+async def retrieve_on_a_loop() -> None:
+    assert_type(await ahead.aprefetch("q", config), PrefetchOutcome)
+    assert_type(await ahead.await_for_prefetch("q", 0.5, config), bool)
+    assert_type(await ahead.ainvoke("q"), list[Document])
+    async with PrefetchingRetriever(retriever) as wrapper:
+        assert_type(wrapper, PrefetchingRetriever)
+    assert_type(wrapper.close(), None)
+
+
+asyncio.run(retrieve_on_a_loop())
 
 # --- What it tells -------------------------------------------------------------------------------
 
@@ -371,6 +428,15 @@ scripted.fail("q", ValueError)  # type: ignore[arg-type]  # an instance
 assert_type(scripted.calls, list[tuple[str, tuple[str, ...]]])
 assert_type(scripted.calls_for("q"), int)
 assert_type(scripted.vector("q"), list[float])
+searching = ScriptedRetriever(delays={"slow": 0.5})
+assert_type(searching.documents("q"), list[Document])
+assert_type(searching.hold("q"), Gate)
+searching.fail("q", ValueError())
+with ManualPrefetchingRetriever(searching, ttl=1.0) as by_hand:
+    assert_type(by_hand, ManualPrefetchingRetriever)
+    assert_type(by_hand.executor.run_all(), int)
+    by_hand.time.advance(1.0)
+assert_no_leaks(by_hand)
 with ManualPrefetchingEmbeddings(scripted, ttl=1.0) as manual:
     assert_type(manual, ManualPrefetchingEmbeddings)
     assert_type(manual.executor, ManualExecutor)
