@@ -45,10 +45,12 @@ from prefetch_embeddings._flights.ledger import Counters
 from prefetch_embeddings._flights.patience import MOST_CALLS, UNMEASURED_LIMIT
 from prefetch_embeddings.testing import (
     ManualPrefetchingEmbeddings,
+    ManualPrefetchingRetriever,
     ScriptedEmbeddings,
     assert_no_leaks,
 )
 from tests.helpers import PATIENCE, Call, until
+from tests.retriever.facade import RetrievedVectors
 
 STARTED, IN_FLIGHT, READY, DROPPED = PrefetchOutcome
 
@@ -178,6 +180,8 @@ class Run:
 class FlightMachine(RuleBasedStateMachine):
     """Does each step to the wrapper and to the dictionaries, and compares."""
 
+    can_be_symmetric = True
+
     def __init__(self) -> None:
         super().__init__()
         self.pauses: deque[float] = deque()  # that have begun, and that the model has not noted
@@ -216,17 +220,19 @@ class FlightMachine(RuleBasedStateMachine):
 
     @initialize(symmetric=st.booleans())
     def wrap(self, symmetric: bool) -> None:
-        self.symmetric = symmetric
-        self.embeddings = ManualPrefetchingEmbeddings(
-            self.model,
+        self.symmetric = symmetric and self.can_be_symmetric
+        self.embeddings = self.make(
             ttl=TTL,
             max_entries=MAX_ENTRIES,
             max_workers=MAX_WORKERS,
             max_pending=MAX_PENDING,
             attempts=ATTEMPTS,
             match=str.casefold,
-            symmetric=symmetric,
+            symmetric=self.symmetric,
         )
+
+    def make(self, **options: Any) -> Any:
+        return ManualPrefetchingEmbeddings(self.model, **options)
 
     # --- Prefetches ----------------------------------------------------------------------------
 
@@ -613,7 +619,8 @@ class FlightMachine(RuleBasedStateMachine):
     # --- The dictionary model ------------------------------------------------------------------
 
     def now(self) -> float:
-        return self.embeddings.time()
+        now: float = self.embeddings.time()
+        return now
 
     def all(self) -> list[Flight]:
         return [*self.map.values(), *self.detached]
@@ -792,6 +799,7 @@ class FlightMachine(RuleBasedStateMachine):
         with suppress(AssertionError):
             until(lambda: self.observed() == self.expected())
         assert self.observed() == self.expected()
+        until(self.the_next_look_is_planned)
         taken = [run.call for run in self.runs]
         for run in self.runs:
             if run.call is not None:
@@ -805,6 +813,13 @@ class FlightMachine(RuleBasedStateMachine):
             if run.own and (waiter := run.call.asker) is not None:
                 waiter.makes_call = True
                 waiter.inline = None if run.call.on_loop else run
+
+    def the_next_look_is_planned(self) -> bool:
+        """Tell so. It is planned behind the step that makes it necessary, by the same thread."""
+        looks = [flight.look_at for flight in self.all() if flight.look_at is not None]
+        planned = {due for due, _, _ in list(self.embeddings.time._heap)}
+        planned -= {job.due for job in self.pausing}
+        return not looks or any(due <= min(looks) for due in planned)
 
     def observed(self) -> dict[str, Any]:
         stats = self.embeddings.stats()
@@ -890,12 +905,22 @@ class FlightMachine(RuleBasedStateMachine):
                 patch.stop()  # type: ignore[attr-defined]
 
 
+class RetrievalMachine(FlightMachine):
+    """The same with documents in the place of vectors."""
+
+    can_be_symmetric = False
+
+    def make(self, **options: Any) -> Any:
+        return RetrievedVectors(self.model, ManualPrefetchingRetriever, **options)
+
+
 EXAMPLES = os.environ.get("STATE_MACHINE_EXAMPLES")
 
 
-def test_any_order_of_steps() -> None:
+@pytest.mark.parametrize("machine", [FlightMachine, RetrievalMachine])
+def test_any_order_of_steps(machine: type[FlightMachine]) -> None:
     run_state_machine_as_test(
-        FlightMachine,
+        machine,
         settings=settings(
             max_examples=int(EXAMPLES or 100),
             stateful_step_count=50,
