@@ -9,18 +9,22 @@ import asyncio
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
-from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome
+from prefetch_embeddings import PrefetchingEmbeddings, PrefetchingRetriever, PrefetchOutcome
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from prefetch_embeddings.testing import (
     ManualPrefetchingEmbeddings,
+    ManualPrefetchingRetriever,
     ScriptedEmbeddings,
     assert_no_leaks,
 )
 from tests.helpers import PATIENCE, Call, TimeByHand, until
 from tests.redis_tier.server import RedisServer, closed_port
+from tests.retriever.facade import RetrievedVectors
 
 STARTED, IN_FLIGHT, READY, DROPPED = PrefetchOutcome
 
@@ -44,7 +48,7 @@ class Setting:
     caller: str
     model: ScriptedEmbeddings
     tier: RedisCachedEmbeddings | None
-    embeddings: PrefetchingEmbeddings
+    embeddings: Any
 
     def calls_below(self) -> set[int]:
         """How many calls the next query makes that the wrapper lets through, for a known text."""
@@ -56,20 +60,21 @@ class Setting:
 
     def ask(self, text: str) -> list[float]:
         if self.caller == "sync":
-            return self.embeddings.embed_query(text)
+            vector: list[float] = self.embeddings.embed_query(text)
+            return vector
         return asyncio.run(self.embeddings.aembed_query(text))
 
     def run_prefetches(self) -> None:
         """Have what was prefetched done."""
-        if isinstance(self.embeddings, ManualPrefetchingEmbeddings):
+        if self.executor != "threaded":
             self.embeddings.executor.run_all()
 
         def done() -> bool:
             stats = self.embeddings.stats()
-            return stats.prefetch_started == stats.prefetch_succeeded + stats.prefetch_failed
+            return bool(stats.prefetch_started == stats.prefetch_succeeded + stats.prefetch_failed)
 
         until(done)
-        if isinstance(self.embeddings, ManualPrefetchingEmbeddings | TimeByHand):
+        if hasattr(self.embeddings, "time"):
             self.embeddings.time.advance(1e-6)
 
 
@@ -89,22 +94,34 @@ def refusing_port() -> Iterator[int]:
 names = (f"matrix-{number}" for number in itertools.count())
 
 
-@pytest.fixture(params=itertools.product(EXECUTORS, TTLS, REDIS, CALLERS), ids="-".join)
+DOCUMENTS = itertools.product(("manual", "rejecting"), TTLS, ("none", "up"), CALLERS)
+SETTINGS = [
+    *((*each, "vectors") for each in itertools.product(EXECUTORS, TTLS, REDIS, CALLERS)),
+    *((*each, "documents") for each in DOCUMENTS),
+    *(("threaded", "long", "none", caller, "documents") for caller in CALLERS),
+]
+
+
+@pytest.fixture(params=SETTINGS, ids="-".join)
 def setting(
     request: pytest.FixtureRequest, server: RedisServer, refusing_port: int
 ) -> Iterator[Setting]:
-    executor, ttl, redis, caller = request.param
+    executor, ttl, redis, caller, what = request.param
     model = ScriptedEmbeddings()
     tier = None
     if redis != "none":
         url = server.url if redis == "up" else f"redis://127.0.0.1:{refusing_port}/0"
         # Ample, so that a busy machine cannot make a healthy server look slow.
         tier = RedisCachedEmbeddings(model, url, model_id="matrix", prefix=next(names), timeout=20)
-    kind: type[PrefetchingEmbeddings] = ManualPrefetchingEmbeddings
+    kind: Any = ManualPrefetchingEmbeddings
     if executor == "threaded":
         kind = TimeByHand if ttl == "tiny" else PrefetchingEmbeddings
+    if what == "documents":
+        manual = executor != "threaded"
+        retriever = ManualPrefetchingRetriever if manual else PrefetchingRetriever
+        kind = partial(RetrievedVectors, kind=retriever)
     embeddings = kind(tier or model, ttl=TTLS[ttl], attempts=1)
-    if isinstance(embeddings, ManualPrefetchingEmbeddings):
+    if executor != "threaded":
         embeddings.executor.refusing = executor == "rejecting"
     yield Setting(executor, ttl, redis, caller, model, tier, embeddings)
     embeddings.close()

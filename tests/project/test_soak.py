@@ -12,5 +12,6 @@ SECONDS = float(os.environ.get("SOAK_SECONDS", "15"))
 
 
 @pytest.mark.timeout(SECONDS + MOST_WAITING + 100)
-def test_everything_happens_and_nothing_is_wrong_or_left() -> None:
-    Soak(SECONDS, seed=1).run()
+@pytest.mark.parametrize("retrieval", [False, True], ids=["vectors", "documents"])
+def test_everything_happens_and_nothing_is_wrong_or_left(retrieval: bool) -> None:
+    Soak(SECONDS, seed=1, retrieval=retrieval).run()
