@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry, start_http_server
 from examples.voice_bot import knowledge, report
 from examples.voice_bot.arms import ARMS, own_model
 from examples.voice_bot.experiment import Plan, Result, run
-from examples.voice_bot.handler import FILLER_FROM
 
 _REAL = "text-embedding-3-small"
 
@@ -48,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         turns=turns,
         calls=min(options.calls, turns),
         seed=options.seed,
-        filler_from=FILLER_FROM if options.short_filler else 0.0,
+        filler_from=0.0 if options.always_filler else Plan.filler_from,
         time_scale=options.time_scale,
         model=options.model,
         questions=questions,
@@ -61,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     print(f"\n{report.table(result)}\n\n{report.sentence(result)}")
-    if plan.filler_from == 0 and plan.model is None:
+    if plan.filler_from > 0 and plan.model is None:
         print("\n" + "\n".join(report.bars(result)))
     if options.output is not None:
         _write(result, options.output)
@@ -71,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m examples.voice_bot",
-        description="Measure a voice turn with and without prefetching its embedding.",
+        description="Measure a voice turn with and without prefetching its retrieval.",
     )
     parser.add_argument(
         "--turns", type=int, help=f"turns for each arm (default {Plan.turns}, or all questions)"
@@ -102,10 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         "--questions", type=Path, metavar="FILE", help="your own questions, one a line"
     )
     parser.add_argument(
-        "--short-filler",
+        "--always-filler",
         action="store_true",
-        help="play the filler only where the expected wait warrants it, as the bot does by "
-        "default; otherwise it is always played, so that the arms differ in the embedding alone",
+        help="play the filler in every turn, so that the arms differ in the retrieval alone; "
+        "otherwise only where the expected wait warrants it, as a bot does",
     )
     parser.add_argument(
         "--metrics",
@@ -151,16 +150,19 @@ def _explanation(plan: Plan) -> str:
     times = "All times" if plan.model is None else "All times but the model's own"
     scale = "" if plan.time_scale == 1 else f" {times} are multiplied by {plan.time_scale}."
     filler = (
-        f"filler {plan.durations.filler_in_all:.1f} s in all"
+        f"the filler ({plan.durations.filler:.1f} s) in every turn"
         if plan.filler_from == 0
-        else f"filler only where a wait of {plan.filler_from} s or more is expected"
+        else f"a filler of {plan.durations.filler:.1f} s where a wait of {plan.filler_from} s or "
+        "more is expected"
     )
     return (
         f"{plan.turns} cold questions for each of {len(ARMS)} arms, {plan.calls} calls at once, "
         f"{len(knowledge.MODELS)} knowledge bases; {filler}.{scale}\n"
         f"Embeddings: {upstream}.\n"
-        "Real: Chroma, LangChain, the OpenAI client. Stand-ins: telephone, caller, recogniser and "
-        "its partial transcripts, language model, speech synthesis."
+        f"Search: real Chroma, and stand-ins that add {plan.durations.search} s for a network and "
+        f"{plan.durations.rerank} s for a reranker.\n"
+        "Real: Chroma, LangChain, the OpenAI client. Stand-ins besides: telephone, caller, "
+        "recogniser with partial transcripts and speech detector, language model, speech synthesis."
     )
 
 

@@ -1,4 +1,4 @@
-"""The agent: answers questions from several knowledge bases, and embeds them ahead of time."""
+"""The agent: answers questions from several knowledge bases, and retrieves ahead of time."""
 
 import asyncio
 import contextlib
@@ -9,13 +9,19 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
 
-from prefetch_embeddings import PrefetchingEmbeddings, PrefetchOutcome, UtterancePrefetcher
+from prefetch_embeddings import (
+    PrefetchingEmbeddings,
+    PrefetchingRetriever,
+    PrefetchOutcome,
+    UtterancePrefetcher,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +39,25 @@ class KnowledgeBase:
     """One collection of passages.
 
     Args:
-        store: The passages. With prefetching, its embedding function is `embeddings`.
-        embeddings: The embeddings that can start early; the same object for all knowledge bases of
-            one embedding model, another for each model. None for one that does not prefetch.
+        store: The passages. Where embeddings start early, they are its embedding function.
+        ahead: What can start early: the store's `PrefetchingEmbeddings`, the same object for all
+            knowledge bases of one embedding model, another for each model; or a
+            `PrefetchingRetriever`, for the whole retrieval. None for one that does not prefetch.
+        retriever: What finds the passages; by default `ahead` if it is a retriever, else a search
+            in the store.
     """
 
     store: VectorStore
-    embeddings: PrefetchingEmbeddings | None
+    ahead: PrefetchingEmbeddings | PrefetchingRetriever | None
+    retriever: Runnable[str, list[Document]] | None = None
+
+    def to_ask(self) -> Runnable[str, list[Document]]:
+        """Return what the chain asks for passages."""
+        if self.retriever is not None:
+            return self.retriever
+        if isinstance(self.ahead, PrefetchingRetriever):
+            return self.ahead
+        return self.store.as_retriever(search_kwargs={"k": 3})
 
 
 class Agent:
@@ -65,28 +83,25 @@ class Agent:
     """
 
     def __init__(self, knowledge_bases: Mapping[str, KnowledgeBase], llm: BaseChatModel) -> None:
-        self._embeddings = {name: kb.embeddings for name, kb in knowledge_bases.items()}
-        self._retrievers = {
-            name: kb.store.as_retriever(search_kwargs={"k": 3})
-            for name, kb in knowledge_bases.items()
-        }
+        self._ahead = {name: kb.ahead for name, kb in knowledge_bases.items()}
+        self._retrievers = {name: kb.to_ask() for name, kb in knowledge_bases.items()}
         self._chain: Runnable[dict[str, str], str] = PROMPT | llm | StrOutputParser()
 
     def prefetch_query_embedding(self, text: str, kb: str) -> PrefetchOutcome | None:
-        """Start embedding a question, unless it is done or under way. Returns at once.
+        """Start what can start of a question's retrieval. Returns at once.
 
         Args:
             text: The question, exactly as `get_response_generator` will get it.
-            kb: The knowledge base that it will be put to, whose model embeds it.
+            kb: The knowledge base that it will be put to.
 
         Returns:
             What came of it; None if this knowledge base does not prefetch.
         """
-        embeddings = self._embeddings[kb]
-        return None if embeddings is None else embeddings.prefetch(text)
+        ahead = self._ahead[kb]
+        return None if ahead is None else ahead.prefetch(text)
 
     def ensure_prefetched_embedding(self, text: str, kb: str) -> None:
-        """Have the embedding under way if it can be; the answer does not depend on it."""
+        """Have it under way if that can be; the answer does not depend on it."""
         if self.prefetch_query_embedding(text, kb) is PrefetchOutcome.DROPPED:
             log.warning("not prefetched: too much is under way, or the question is blank")
 
@@ -96,25 +111,25 @@ class Agent:
         Returns:
             A new one for each call; None if this knowledge base does not prefetch.
         """
-        embeddings = self._embeddings[kb]
-        return None if embeddings is None else UtterancePrefetcher.for_many_partials(embeddings)
+        ahead = self._ahead[kb]
+        return None if ahead is None else UtterancePrefetcher.for_many_partials(ahead)
 
     def is_ready(self, text: str, kb: str) -> bool:
-        """Tell whether the retriever would have the question's embedding at once."""
-        embeddings = self._embeddings[kb]
-        return embeddings is not None and embeddings.is_ready(text)
+        """Tell whether what can start early is there."""
+        ahead = self._ahead[kb]
+        return ahead is not None and ahead.is_ready(text)
 
     def expected_wait(self, text: str, kb: str) -> float:
-        """Estimate the seconds for which the retriever would wait for the question's embedding.
+        """Estimate the seconds for which the chain would wait for what can start early.
 
         Returns:
             0.0 if it is ready; infinity if nothing is known, since there is no prefetching.
         """
-        embeddings = self._embeddings[kb]
-        return math.inf if embeddings is None else embeddings.expected_wait(text)
+        ahead = self._ahead[kb]
+        return math.inf if ahead is None else ahead.expected_wait(text)
 
     async def wait_for_prefetch(self, text: str, timeout: float | None = None) -> bool:
-        """Wait until a question's prefetches have ended, with whichever models it was prefetched.
+        """Wait until a question's prefetches have ended, wherever it was prefetched.
 
         The retriever needs no such wait, since its query joins what is under way; this is for a
         bot that wants to do something else meanwhile.
@@ -124,11 +139,11 @@ class Agent:
             timeout: Seconds to wait at most.
 
         Returns:
-            Whether its embedding is there.
+            Whether it is there.
         """
-        models = {id(model): model for model in self._embeddings.values() if model is not None}
+        distinct = {id(ahead): ahead for ahead in self._ahead.values() if ahead is not None}
         ready = await asyncio.gather(
-            *(model.await_for_prefetch(text, timeout) for model in models.values())
+            *(ahead.await_for_prefetch(text, timeout) for ahead in distinct.values())
         )
         return any(ready)
 
@@ -139,7 +154,7 @@ class Agent:
             text: The question.
             kb: The knowledge base to answer it from.
         """
-        # The retriever's first step is the embedding; here it is found done, or under way.
+        # What was prefetched is found here, done or under way.
         documents = await self._retrievers[kb].ainvoke(text)
         context = "\n\n".join(document.page_content for document in documents)
         answer = self._chain.astream({"context": context, "question": text})

@@ -1,4 +1,4 @@
-"""The A/B measurement: the same cold questions, each answered in four ways.
+"""The A/B measurement: the same cold questions, each answered in several ways.
 
 Several calls run at once. Each puts its questions to all arms at nearly the same time, the arms
 taking turns at being first. So they are paired: same question, same delay, same load on the
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, generate_latest
 
 from examples.local_openai import Delays
-from examples.voice_bot.arms import ARMS, CACHED, OFF, Arm, open_arm
-from examples.voice_bot.handler import StasisHandler
+from examples.voice_bot.arms import ARMS, EMBEDDING, FLOOR, OFF, Arm, open_arm
+from examples.voice_bot.handler import FILLER_FROM, StasisHandler
 from examples.voice_bot.knowledge import Asked, questions
 from examples.voice_bot.measuring import Call
 from examples.voice_bot.stand_ins import (
@@ -46,7 +46,7 @@ class Plan:
         p95: Their 95th percentile.
         durations: The turn's other parts, before `time_scale`.
         filler_from: Seconds of expected wait, before `time_scale`, from which the filler is played;
-            0.0 for always, so that the arms differ in the embedding alone.
+            0.0 for always, so that the arms differ in the retrieval alone.
         time_scale: Factor on all of these; 1.0 for real time.
         model: The user's own model, as `own_model` takes it, instead of the stand-in.
         questions: What to ask.
@@ -58,7 +58,7 @@ class Plan:
     p5: float = 0.39
     p95: float = 1.16
     durations: Durations = field(default_factory=Durations)
-    filler_from: float = 0.0
+    filler_from: float = FILLER_FROM
     time_scale: float = 1.0
     model: str | None = None
     questions: Sequence[Asked] = field(default_factory=questions)
@@ -94,13 +94,14 @@ class Turn:
         question: What the caller asked.
         first_audio: From the final transcript to the answer's first audio.
         filler: The filler phrase; None if none was played.
-        query: What the chain waited for the embedding.
+        query: What the chain waited for its documents.
         calls: The model's calls for the question.
         guesses: Its calls for partial transcripts that were another text.
         head_start: From the prefetch to the chain's query for it; 0.0 without a prefetch. If a
             partial transcript had the same text, from the prefetch of that.
         lead: By how much that was before the final transcript; 0.0 if there was none.
         embedding: How long the embedding itself takes: the endpoint's draw, or as measured.
+        after_embedding: How long the search and the reranker take.
     """
 
     arm: str
@@ -113,25 +114,31 @@ class Turn:
     head_start: float
     lead: float
     embedding: float
+    after_embedding: float
 
     @property
     def exposed(self) -> float:
-        """What the chain waited for the embedding."""
+        """What the chain waited for its documents."""
         return self.query.seconds
 
     @property
     def limit(self) -> float:
-        """What is exposed at least, however well the prefetch works."""
-        return max(0.0, self.embedding - self.head_start)
+        """What is exposed at least, however well the arm does what it does."""
+        if self.arm == FLOOR:
+            return 0.0
+        if self.arm == EMBEDDING:
+            return max(0.0, self.embedding - self.head_start) + self.after_embedding
+        return max(0.0, self.embedding + self.after_embedding - self.head_start)
 
 
 @dataclass(frozen=True)
 class Result:
-    """All turns, the upstream calls that each arm made for them, and Prometheus' page of it."""
+    """All turns, the calls and searches that each arm made for them, and Prometheus' page of it."""
 
     plan: Plan
     turns: tuple[Turn, ...]
-    upstream_calls: dict[str, int]
+    model_calls: dict[str, int]
+    searches: dict[str, int]
     metrics: bytes
 
     def of(self, arm: str) -> list[Turn]:
@@ -161,7 +168,7 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         arms = [await stack.enter_async_context(_open(name, plan, registry)) for name in ARMS]
         for arm in arms:
-            await _prepare(arm, plan, drawn)
+            await _prepare(arm, plan)
 
         async def turn(place: int, arm: Arm, question: Asked) -> None:
             await asyncio.sleep(place * _SECONDS_BETWEEN_ARMS * plan.time_scale)
@@ -179,8 +186,10 @@ async def run(
         async with asyncio.TaskGroup() as calls:
             for number in range(plan.calls):
                 calls.create_task(call(number))
-        upstream = {arm.name: arm.upstream_calls() for arm in arms}
-        return Result(plan, tuple(turns), upstream, generate_latest(registry))
+        model_calls = {arm.name: arm.model_calls() for arm in arms}
+        searches = {arm.name: arm.search_calls() for arm in arms}
+        page = generate_latest(registry)
+        return Result(plan, tuple(turns), model_calls, searches, page)
 
 
 def _open(
@@ -192,15 +201,14 @@ def _open(
         calls=plan.calls,
         turns=plan.turns,
         llm_seconds=plan.durations.llm * plan.time_scale,
+        retrieval_seconds=plan.durations.after_embedding * plan.time_scale,
         registry=registry,
     )
 
 
-async def _prepare(arm: Arm, plan: Plan, drawn: Sequence[Asked]) -> None:
+async def _prepare(arm: Arm, plan: Plan) -> None:
     """Bring an arm to where a bot is that has been in use for a while."""
     await arm.warm_up(connections=1 if plan.model else plan.calls)
-    if arm.name == CACHED:
-        await arm.cache(drawn)
     if arm.server is not None:
         arm.server.set_delays(plan.delays())
     arm.begin()
@@ -229,9 +237,9 @@ async def _turn(arm: Arm, question: Asked, plan: Plan) -> Turn:
     if not answers:
         raise RuntimeError("a turn failed; the log says why")
     fillers = [Span(began, ended) for audio, began, ended in channel.played if audio == FILLER]
-    measured = arm.models[question.kb]
-    query = _after(final_at, measured.waited.calls_for(question.text)[-1])
-    calls = measured.model.calls_for(question.text)
+    model = arm.model_of(question.kb)
+    query = _after(final_at, arm.waited[question.kb].calls.calls_for(question.text)[-1])
+    calls = model.calls.calls_for(question.text)
     lead = _lead(speech)
     return Turn(
         arm=arm.name,
@@ -243,13 +251,14 @@ async def _turn(arm: Arm, question: Asked, plan: Plan) -> Turn:
         guesses=tuple(
             _after(final_at, call)
             for text in {text for _, text in heard.partials} - {question.text}
-            for call in measured.model.calls_for(text)
+            for call in model.calls.calls_for(text)
         )
         if speech is not None
         else (),
-        head_start=_head_start(arm, question, final_at, query, lead),
+        head_start=0.0 if arm.name in (OFF, FLOOR) else query.began + lead,
         lead=lead,
         embedding=_embedding(arm, question, plan, calls),
+        after_embedding=durations.after_embedding,
     )
 
 
@@ -260,14 +269,6 @@ def _after(moment: float, call: Call) -> Span:
 def _lead(speech: UtterancePrefetcher | None) -> float:
     utterance = None if speech is None else speech.last_utterance
     return 0.0 if utterance is None else utterance.lead
-
-
-def _head_start(arm: Arm, question: Asked, final_at: float, query: Span, lead: float) -> float:
-    if arm.name == OFF:
-        return 0.0
-    if arm.name == CACHED:
-        return final_at + query.began - arm.cached_at[question.text]
-    return query.began + lead
 
 
 def _embedding(arm: Arm, question: Asked, plan: Plan, calls: Sequence[Call]) -> float:

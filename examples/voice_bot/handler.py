@@ -17,7 +17,7 @@ PAUSE_BEFORE_FILLER = 0.20
 FILLER_FROM = 0.30
 """Seconds of expected wait from which the filler is played.
 
-The phrase itself takes 0.8 s. Where the embedding is there, or nearly, the caller hears the answer
+The phrase itself takes 0.8 s. Where the documents are there, or nearly, the caller hears the answer
 sooner without it.
 """
 
@@ -41,8 +41,8 @@ class Channel(Protocol):
 class StasisHandler:
     """Handles one call: what the recogniser hears, the caller's barging in, and the end.
 
-    A turn is a task of its own. Barge-in and hang-up cancel it, wherever it is; the embedding that
-    it may have been waiting for goes on by itself and troubles nobody.
+    A turn is a task of its own. Barge-in and hang-up cancel it, wherever it is; the retrieval
+    that it may have been waiting for goes on by itself and troubles nobody.
 
     All methods are to be called on the event loop.
 
@@ -85,6 +85,16 @@ class StasisHandler:
         if self._speech is not None and not self._hung_up:
             self._speech.on_partial(normalise(text))
 
+    def on_speech_started(self) -> None:
+        """Called by the voice activity detector: the caller speaks."""
+        if self._speech is not None and not self._hung_up:
+            self._speech.on_speech_started()
+
+    def on_speech_stopped(self) -> None:
+        """Called by the voice activity detector: the caller is silent."""
+        if self._speech is not None and not self._hung_up:
+            self._speech.on_speech_stopped()
+
     def on_final_transcript(self, text: str) -> None:
         """Called by the recogniser when the caller has finished a sentence; begins a turn."""
         question = normalise(text)
@@ -123,8 +133,8 @@ class StasisHandler:
 
     async def _process_user_text(self, question: str) -> None:
         heard = time.perf_counter()
-        # The question is known from here on; everything until the retriever asks for its
-        # embedding is time that the embedding can use.
+        # The question is known from here on; everything until the chain asks for its documents
+        # is time that the retrieval can use.
         if self._speech is None:
             self._agent.ensure_prefetched_embedding(question, self._kb)
         else:
@@ -134,7 +144,7 @@ class StasisHandler:
         if self._agent.expected_wait(question, self._kb) >= self._filler_from:
             await self._channel.play(self._filler)
 
-        embedding = "ready" if self._agent.is_ready(question, self._kb) else "still to come"
+        retrieval = "ready" if self._agent.is_ready(question, self._kb) else "still to come"
         first = True
         answer = self._agent.get_response_generator(question, self._kb)
         async with contextlib.aclosing(answer) as sentences:
@@ -142,7 +152,7 @@ class StasisHandler:
                 audio = await self._tts.synthesise(sentence)
                 if first:
                     seconds = time.perf_counter() - heard
-                    log.info("FIRST AUDIO PLAYED after %.3f s, embedding %s", seconds, embedding)
+                    log.info("FIRST AUDIO PLAYED after %.3f s, retrieval %s", seconds, retrieval)
                     first = False
                 await self._channel.play(audio)
 

@@ -10,12 +10,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from examples.voice_bot.arms import ARMS, AT_FINAL, CACHED, FROM_PARTIALS, OFF
+from examples.voice_bot.arms import (
+    ARMS,
+    AT_FINAL,
+    EMBEDDING,
+    FLOOR,
+    FROM_PARTIALS,
+    OFF,
+    PLAIN_TASK,
+)
 from examples.voice_bot.experiment import Result, Span, Turn
 
 GREY, GREEN, RED, BLUE, INK = "#8a8f98", "#5b9a68", "#c8553d", "#4f7cac", "#333333"
+ORANGE, VIOLET = "#d69a3c", "#8d6a9f"
 PALE_GREEN = "#c4dcc9"
-_COLOURS = {OFF: RED, AT_FINAL: BLUE, FROM_PARTIALS: GREEN, CACHED: GREY}
+_COLOURS = {
+    OFF: RED,
+    EMBEDDING: ORANGE,
+    PLAIN_TASK: VIOLET,
+    AT_FINAL: BLUE,
+    FROM_PARTIALS: GREEN,
+    FLOOR: GREY,
+}
 
 
 def distributions(result: Result, arms: Sequence[str] = ARMS) -> Figure:

@@ -1,18 +1,27 @@
-"""What stands in for Asterisk, the recogniser, the language model and speech synthesis.
+"""What stands in for Asterisk, the recogniser, a search far away, and the models.
 
 Not to be copied: they only take their time, so that a turn lasts as long as a real one. What the
 recogniser hears is made in `transcripts`.
 """
 
 import asyncio
+import dataclasses
+import functools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+)
+from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.vectorstores import VectorStore
 
 from examples.voice_bot.handler import StasisHandler
 from examples.voice_bot.transcripts import Heard
@@ -25,28 +34,33 @@ class Durations:
     Args:
         pause: Silence before the filler.
         filler: The filler phrase.
+        search: The vector search, over a network.
+        rerank: The reranker.
         llm: From the prompt to the answer's first sentence.
         tts: From a sentence to its audio.
     """
 
     pause: float = 0.20
     filler: float = 0.80
+    search: float = 0.12
+    rerank: float = 0.15
     llm: float = 0.85
     tts: float = 0.50
 
     def scaled(self, factor: float) -> "Durations":
         """All of them, multiplied."""
-        return Durations(
-            self.pause * factor, self.filler * factor, self.llm * factor, self.tts * factor
-        )
+        return Durations(*(seconds * factor for seconds in dataclasses.astuple(self)))
 
     @property
-    def filler_in_all(self) -> float:
-        """From the final transcript to the end of the filler: a prefetch's head start."""
-        return self.pause + self.filler
+    def after_embedding(self) -> float:
+        """What a retrieval takes besides the embedding."""
+        return self.search + self.rerank
 
 
 FILLER = b"one moment, please"
+
+STOP_SECONDS = 0.2
+"""Silence after which a voice activity detector says that the caller has stopped."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +79,18 @@ class StandInRecogniser:
         Returns:
             When the final transcript came, on `time.perf_counter`.
         """
-        began = time.perf_counter()
+        events: list[tuple[float, Callable[[], None]]] = [(0.0, handler.on_speech_started)]
+        for silence, speech in (*heard.silences, (heard.spoken, heard.final_at)):
+            if silence + STOP_SECONDS < speech:
+                events.append((silence + STOP_SECONDS, handler.on_speech_stopped))
+                if speech < heard.spoken:
+                    events.append((speech, handler.on_speech_started))
         for at, partial in heard.partials:
+            events.append((at, functools.partial(handler.on_partial_transcript, partial)))
+        began = time.perf_counter()
+        for at, tell in sorted(events, key=lambda event: event[0]):
             await self._until(began, at)
-            handler.on_partial_transcript(partial)
+            tell()
         await self._until(began, heard.final_at)
         final_at = time.perf_counter()
         handler.on_final_transcript(heard.question)
@@ -106,6 +128,39 @@ class StandInTextToSpeech:
         """Take the time of a synthesis; the audio is the text itself."""
         await asyncio.sleep(self.seconds)
         return text.encode()
+
+
+class FarRetrieval(BaseRetriever):
+    """Stands in for a search over a network and a reranker: takes their time besides its own.
+
+    The search itself is real: that of a Chroma store.
+    """
+
+    store: VectorStore
+    seconds: float
+    searches: list[str] = []  # noqa: RUF012 - pydantic copies it for each object
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,  # noqa: ARG002
+    ) -> list[Document]:
+        self.searches.append(query)
+        found = await self.store.asimilarity_search(query, k=3)
+        await asyncio.sleep(self.seconds)
+        return found
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002
+    ) -> list[Document]:
+        self.searches.append(query)
+        found = self.store.similarity_search(query, k=3)
+        time.sleep(self.seconds)
+        return found
 
 
 class StandInLLM(BaseChatModel):

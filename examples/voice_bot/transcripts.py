@@ -32,12 +32,14 @@ class Heard:
     Args:
         partials: When it says what; each stands until the next.
         spoken: When the caller has finished.
+        silences: From when to when the caller paused between two words.
         final_at: When it gives the final transcript, which is the question itself.
         question: The question.
     """
 
     partials: tuple[tuple[float, str], ...]
     spoken: float
+    silences: tuple[tuple[float, float], ...]
     final_at: float
     question: str
 
@@ -47,10 +49,13 @@ def listen_to(question: str, *, seed: int) -> Heard:
     dice = random.Random(f"{seed}/{question}")
     words = question.split()
     heard: list[tuple[float, list[str]]] = []
+    silences: list[tuple[float, float]] = []
     now = 0.0
     for count in range(1, len(words) + 1):
         if count > 1 and dice.random() < PAUSE_SHARE:
+            paused = now
             now += dice.uniform(*PAUSE_SECONDS)
+            silences.append((paused, now))
         now += dice.uniform(0.5, 1.5) / WORDS_PER_SECOND
         if count == len(words):
             break
@@ -71,7 +76,8 @@ def listen_to(question: str, *, seed: int) -> Heard:
             partials.append((round(beat * BEAT_SECONDS, 3), text))
     lead = dice.lognormvariate(math.log(LEAD_MEDIAN_SECONDS), LEAD_SPREAD)
     last_at = partials[-1][0] if partials else spoken
-    return Heard(tuple(partials), spoken, max(last_at + lead, spoken), question)
+    final_at = max(last_at + lead, spoken)
+    return Heard(tuple(partials), spoken, tuple(silences), final_at, question)
 
 
 def _last_heard(dice: random.Random, words: list[str]) -> list[str]:
