@@ -27,6 +27,7 @@ from prefetch_embeddings import (
     PrefetchingRetriever,
     PrefetchOutcome,
     UtterancePrefetcher,
+    match_spoken,
 )
 from prefetch_embeddings.instrumentation import prometheus
 from prefetch_embeddings.openai import voice_embeddings
@@ -178,6 +179,7 @@ async def open_arm(
             "ttl": 3600.0,
             "max_entries": max(1024, 20 * turns),
             "max_workers": 4 * calls,
+            "match": match_spoken,
         }
         models: dict[str, MeasuredEmbeddings] = {}
         wrapped: dict[str, PrefetchingEmbeddings | None] = {}

@@ -28,7 +28,7 @@ from examples.voice_bot.stand_ins import (
     StandInTextToSpeech,
 )
 from examples.voice_bot.transcripts import listen_to
-from prefetch_embeddings import UtterancePrefetcher
+from prefetch_embeddings import UtterancePrefetcher, match_spoken
 
 _SECONDS_BETWEEN_CALLS = 0.25
 _SECONDS_BETWEEN_ARMS = 0.35
@@ -237,9 +237,12 @@ async def _turn(arm: Arm, question: Asked, plan: Plan) -> Turn:
     if not answers:
         raise RuntimeError("a turn failed; the log says why")
     fillers = [Span(began, ended) for audio, began, ended in channel.played if audio == FILLER]
-    model = arm.model_of(question.kb)
+    model = arm.model_of(question.kb).calls
     query = _after(final_at, arm.waited[question.kb].calls.calls_for(question.text)[-1])
-    calls = model.calls.calls_for(question.text)
+    heard_of = {text for _, text in heard.partials} if speech is not None else set()
+    alike = {text for text in heard_of if match_spoken(text) == match_spoken(question.text)}
+    calls = [call for text in {question.text, *alike} for call in model.calls_for(text)]
+    embedded = next((text for text in alike if model.calls_for(text)), question.text)
     lead = _lead(speech)
     return Turn(
         arm=arm.name,
@@ -250,14 +253,12 @@ async def _turn(arm: Arm, question: Asked, plan: Plan) -> Turn:
         calls=tuple(_after(final_at, call) for call in calls),
         guesses=tuple(
             _after(final_at, call)
-            for text in {text for _, text in heard.partials} - {question.text}
-            for call in model.calls.calls_for(text)
-        )
-        if speech is not None
-        else (),
+            for text in heard_of - {question.text, *alike}
+            for call in model.calls_for(text)
+        ),
         head_start=0.0 if arm.name in (OFF, FLOOR) else query.began + lead,
         lead=lead,
-        embedding=_embedding(arm, question, plan, calls),
+        embedding=_embedding(arm, embedded, plan, calls),
         after_embedding=durations.after_embedding,
     )
 
@@ -271,7 +272,7 @@ def _lead(speech: UtterancePrefetcher | None) -> float:
     return 0.0 if utterance is None else utterance.lead
 
 
-def _embedding(arm: Arm, question: Asked, plan: Plan, calls: Sequence[Call]) -> float:
+def _embedding(arm: Arm, text: str, plan: Plan, calls: Sequence[Call]) -> float:
     if arm.server is not None:
-        return plan.delays().seconds_for(question.text)
+        return plan.delays().seconds_for(text)
     return calls[0].seconds if calls else 0.0

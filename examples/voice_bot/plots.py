@@ -84,16 +84,16 @@ def timeline(result: Result, arms: Sequence[str] = ARMS, question: str | None = 
     calls = [span for turn in shown for span in (*turn.calls, *turn.guesses)]
     first_call = min((span.began for span in calls), default=0.0)
     axes.set_xlim(min(-0.2, first_call - 0.05), max(turn.first_audio for turn in shown) * 1.15)
-    slowest = max(turn.embedding for turn in turns.values())
+    slowest = max(turn.embedding + turn.after_embedding for turn in turns.values())
     axes.set_xlabel("seconds from the final transcript")
-    axes.set_title(f"One turn; the embedding takes {slowest:.2f} s", fontsize=11, loc="left")
+    axes.set_title(f"One turn; embedding and search take {slowest:.2f} s", fontsize=11, loc="left")
     axes.legend(
         handles=[
             Patch(color=GREY, label="pause, filler"),
             Patch(color=GREEN, label="embedding, hidden"),
-            Patch(color=RED, label="embedding, waited for"),
+            Patch(color=RED, label="waited for"),
             Patch(color=PALE_GREEN, label="of other partials"),
-            Patch(color=BLUE, label="search, LLM, speech"),
+            Patch(color=BLUE, label="LLM, speech"),
         ],
         loc="upper center",
         bbox_to_anchor=(0.5, -0.06 - 0.3 / len(arms)),

@@ -6,11 +6,10 @@ recogniser hears is made in `transcripts`.
 
 import asyncio
 import dataclasses
-import functools
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
@@ -63,6 +62,35 @@ STOP_SECONDS = 0.2
 """Silence after which a voice activity detector says that the caller has stopped."""
 
 
+class Moment(NamedTuple):
+    """Something that is told while a caller speaks."""
+
+    at: float
+    """In seconds from the first word."""
+    what: Literal["speech_started", "speech_stopped", "partial", "final"]
+    text: tuple[str, ...] = ()
+    """The transcript, if it is one."""
+
+
+def moments(heard: Heard, *, signals: bool = True) -> list[Moment]:
+    """Return what is told when; the final transcript comes last.
+
+    Args:
+        heard: What the recogniser says.
+        signals: Whether a voice activity detector tells of speech and silence, too.
+    """
+    told = [Moment(at, "partial", (text,)) for at, text in heard.partials]
+    if signals:
+        told.append(Moment(0.0, "speech_started"))
+        for began, ended in (*heard.silences, (heard.spoken, heard.final_at)):
+            if began + STOP_SECONDS < ended:
+                told.append(Moment(began + STOP_SECONDS, "speech_stopped"))
+                if ended < heard.spoken:
+                    told.append(Moment(ended, "speech_started"))
+    told.sort(key=lambda moment: moment.at)
+    return [*told, Moment(heard.final_at, "final", (heard.question,))]
+
+
 @dataclass(frozen=True)
 class StandInRecogniser:
     """Stands in for the caller and the recogniser: tells the handler what is heard, when it is.
@@ -79,22 +107,18 @@ class StandInRecogniser:
         Returns:
             When the final transcript came, on `time.perf_counter`.
         """
-        events: list[tuple[float, Callable[[], None]]] = [(0.0, handler.on_speech_started)]
-        for silence, speech in (*heard.silences, (heard.spoken, heard.final_at)):
-            if silence + STOP_SECONDS < speech:
-                events.append((silence + STOP_SECONDS, handler.on_speech_stopped))
-                if speech < heard.spoken:
-                    events.append((speech, handler.on_speech_started))
-        for at, partial in heard.partials:
-            events.append((at, functools.partial(handler.on_partial_transcript, partial)))
-        began = time.perf_counter()
-        for at, tell in sorted(events, key=lambda event: event[0]):
+        tell: dict[str, Callable[..., None]] = {
+            "speech_started": handler.on_speech_started,
+            "speech_stopped": handler.on_speech_stopped,
+            "partial": handler.on_partial_transcript,
+            "final": handler.on_final_transcript,
+        }
+        began = now = time.perf_counter()
+        for at, what, text in moments(heard):
             await self._until(began, at)
-            tell()
-        await self._until(began, heard.final_at)
-        final_at = time.perf_counter()
-        handler.on_final_transcript(heard.question)
-        return final_at
+            now = time.perf_counter()
+            tell[what](*text)
+        return now
 
     async def _until(self, began: float, at: float) -> None:
         await asyncio.sleep(began + at * self.time_scale - time.perf_counter())

@@ -25,7 +25,15 @@ from examples.knowledge_base import PASSAGES, QUESTIONS
 from examples.local_openai import Delays, LocalOpenAI
 from examples.voice_bot import knowledge, plots, report
 from examples.voice_bot.__main__ import main, serve_metrics
-from examples.voice_bot.arms import ARMS, AT_FINAL, CACHED, FROM_PARTIALS, OFF
+from examples.voice_bot.arms import (
+    ARMS,
+    AT_FINAL,
+    EMBEDDING,
+    FLOOR,
+    FROM_PARTIALS,
+    OFF,
+    PLAIN_TASK,
+)
 from examples.voice_bot.experiment import Plan, Result, Span, Turn
 from examples.voice_bot.transcripts import listen_to
 
@@ -116,48 +124,60 @@ def test_the_measurement_shows_what_prefetching_hides(
 ) -> None:
     folder = tmp_path / "new" / "folder"
     arguments = ["--turns", "12", "--calls", "6", "--time-scale", "0.25", "--output", str(folder)]
-    assert main(arguments) == 0
+    assert main([*arguments, "--always-filler"]) == 0
     printed = capsys.readouterr()
-    for words in (
-        *ARMS,
-        *("FIRST AUDIO PLAYED, median", "FIRST AUDIO PLAYED, p99", "its limit", "stand-in"),
-        *("upstream calls per turn", "at most 5 ms beyond its limit"),
-    ):
+    for words in (*ARMS, "first audio", "stand-in", "searches", "in every turn"):
         assert words in printed.out
-    assert "48 of 48 turns" in printed.err
+    assert "72 of 72 turns" in printed.err
     for picture in ("first_audio.png", "turn.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
     figures = json.loads((folder / "figures.json").read_text("utf-8"))
-    off, at_final, partials, cached = (figures["arms"][arm] for arm in ARMS)
-    assert off["turns"] == at_final["turns"] == partials["turns"] == cached["turns"] == 12
-    assert off["calls_per_turn"] == at_final["calls_per_turn"] == 1.0
-    assert partials["calls_per_turn"] >= 1.0
-    assert cached["calls_per_turn"] == 0.0
-    assert at_final["limit_mean"] < off["limit_mean"]
-    assert cached["limit_mean"] == 0.0
-    assert off["limit_mean"] <= off["exposed_mean"]
-    assert partials["foretold"] > 0 == at_final["foretold"]
+    arms = figures["arms"]
+    assert {arm["turns"] for arm in arms.values()} == {12}
+    for name in (OFF, EMBEDDING, PLAIN_TASK, AT_FINAL):
+        assert (arms[name]["model_calls"], arms[name]["searches"]) == (1.0, 1.0)
+    assert arms[FROM_PARTIALS]["model_calls"] >= 1.0
+    assert (arms[FLOOR]["model_calls"], arms[FLOOR]["searches"]) == (0.0, 0.0)
+    assert arms[FLOOR]["limit_mean"] == 0.0
+    assert arms[AT_FINAL]["limit_mean"] < arms[EMBEDDING]["limit_mean"] < arms[OFF]["limit_mean"]
+    assert arms[OFF]["limit_mean"] <= arms[OFF]["exposed_mean"]
+    assert arms[FROM_PARTIALS]["foretold"] > 0 == arms[AT_FINAL]["foretold"]
+    assert {arm["fillers"] for arm in arms.values()} == {1.0}
 
     draws = {
         arm: {t["question"]: t["embedding"] for t in figures["turns"] if t["arm"] == arm}
         for arm in ARMS
     }
     assert len(draws[OFF]) == 12
-    assert draws[OFF] == draws[AT_FINAL] == draws[FROM_PARTIALS] == draws[CACHED]
+    assert draws[OFF] == draws[EMBEDDING] == draws[PLAIN_TASK] == draws[AT_FINAL]
 
     page = (folder / "metrics.txt").read_text("utf-8")
     met = {
-        arm: sum(
+        (arm, kind): sum(
             sample.value
             for family in text_string_to_metric_families(page)
             for sample in family.samples
             if sample.name == "prefetch_embeddings_query_duration_seconds_count"
-            and sample.labels["name"].startswith(f"{arm}, text-embedding-3-")
+            and sample.labels["name"].startswith(f"{arm}, ")
+            and sample.labels["kind"] == kind
         )
         for arm in ARMS
+        for kind in ("embedding", "retrieval")
     }
-    assert met == {OFF: 0, AT_FINAL: 12, FROM_PARTIALS: 12, CACHED: 12}
+    assert met[EMBEDDING, "embedding"] == 12
+    assert met[AT_FINAL, "retrieval"] == met[FROM_PARTIALS, "retrieval"] == 12
+    assert met[OFF, "embedding"] == met[PLAIN_TASK, "retrieval"] == met[FLOOR, "retrieval"] == 0
+
+
+def test_the_filler_is_played_where_it_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--turns", "3", "--calls", "3", "--time-scale", "0.2"]) == 0
+    printed = capsys.readouterr().out
+    assert "or more is expected" in printed
+    assert "exactly 1 call to the model and 1 search per turn: 1.00 and 1.00" in printed
+    rows = {line[:24].strip(): line for line in printed.splitlines()}
+    assert "100%" in rows[OFF]
+    assert " 0%" in rows[FLOOR]
 
 
 def test_metrics_are_served_for_as_long_as_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +206,7 @@ def test_anybodys_openai_model_and_questions_are_measured(
         arguments = ["--model", "text-embedding-ada-002", "--questions", str(questions)]
         assert main([*arguments, "--time-scale", "0.1"]) == 0
         asked = [server.times_asked(question) for question in ("how are you", "what now")]
-    assert asked == [4, 4], "once for each arm"
+    assert all(times >= 4 for times in asked), "once for each arm with retrieval"
     printed = capsys.readouterr().out
     assert "text-embedding-ada-002, the real API" in printed
     assert "2 cold questions" in printed
@@ -215,11 +235,11 @@ def test_anybodys_own_embeddings_are_measured(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = f"{__name__}:{name}"
-    arguments = ["--model", spec, "--turns", "2", "--time-scale", "0.1", "--short-filler"]
+    arguments = ["--model", spec, "--turns", "2", "--time-scale", "0.1"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert f"Embeddings: {spec}" in printed
-    assert "filler only where a wait of" in printed
+    assert "where a wait of" in printed
 
 
 def _turn(arm: str, number: int) -> Turn:
@@ -234,14 +254,16 @@ def _turn(arm: str, number: int) -> Turn:
         guesses=(Span(-0.5, 0.2),) if arm == FROM_PARTIALS else (),
         head_start=head_start,
         lead=0.0,
-        embedding=0.7,
+        embedding=0.5,
+        after_embedding=0.2,
     )
 
 
 @pytest.fixture
 def result() -> Result:
     turns = tuple(_turn(arm, number) for arm in ARMS for number in range(3))
-    return Result(Plan(turns=3), turns, dict(zip(ARMS, (3, 6, 12, 0), strict=True)), b"")
+    calls = dict(zip(ARMS, (3, 3, 3, 6, 12, 0), strict=True))
+    return Result(Plan(turns=3), turns, calls, dict.fromkeys(ARMS, 3), b"")
 
 
 def test_the_summary_counts_right(result: Result) -> None:
@@ -251,21 +273,20 @@ def test_the_summary_counts_right(result: Result) -> None:
     assert summary.first_audio_p99 == pytest.approx(3.98)
     assert summary.exposed_mean == pytest.approx(0.2)
     assert summary.limit_mean == pytest.approx(0.2)
-    assert summary.calls_per_turn == 2.0
+    assert (summary.model_calls, summary.searches, summary.fillers) == (2.0, 1.0, 1.0)
     assert "3.00 s instead of 4.00 s" in report.sentence(result)
 
 
 def test_what_is_missed_is_said(result: Result) -> None:
-    beyond, less, once, at_final, partials = report.bars(result)
-    assert beyond.startswith("ok")
-    assert less.startswith("MISS"), "from partials as much was exposed as at the final one"
+    floor, once, at_final, partials = report.bars(result)
+    assert floor.startswith("ok")
     assert once.startswith("MISS"), "there were two calls per turn"
     assert at_final.startswith("ok")
     assert partials.startswith("ok")
 
 
 def test_the_pictures_take_any_arms(result: Result, tmp_path: Path) -> None:
-    for arms in (ARMS, [OFF], [OFF, CACHED]):
+    for arms in (ARMS, [OFF], [OFF, FLOOR]):
         plots.save(plots.distributions(result, arms), tmp_path / "distributions.png")
         plots.save(plots.timeline(result, arms), tmp_path / "timeline.png")
 
