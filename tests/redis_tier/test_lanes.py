@@ -12,7 +12,7 @@ import pytest
 
 from prefetch_embeddings._background import pool as workers
 from prefetch_embeddings._redis import jobs as job_module
-from prefetch_embeddings._redis import transports
+from prefetch_embeddings._redis import lines, transports
 from prefetch_embeddings._redis.breaker import CircuitBreaker, Health
 from prefetch_embeddings._redis.jobs import Gone, Job, NotAsked, Refusal, judge, more_time
 from prefetch_embeddings._redis.recorder import RedisRecorder
@@ -129,7 +129,7 @@ def test_jobs_that_come_together_travel_together(lane: Any, server: Server) -> N
     server.gate.clear()
     first = submit(one, "first")
     assert server.entered.acquire(timeout=HANG)
-    others = [submit(one, number) for number in range(transports.MOST_JOBS)]
+    others = [submit(one, number) for number in range(lines.MOST_JOBS)]
     server.gate.set()
     assert [other.replies() for other in others] == [[(number,)] for number in range(64)]
     assert first.replies() == [("first",)]
@@ -234,7 +234,7 @@ def test_where_there_is_no_connection_to_be_had_all_are_told(
 def test_while_somebody_wants_it_it_goes_on_trying_and_closes_the_breaker(
     lane: Any, server: Server, health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transports, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(lines, "RETRY_SECONDS", 0.01)
     one = lane()
     server.refuses = ConnectionRefusedError()
     submit(one, "a").replies()
@@ -248,7 +248,7 @@ def test_while_somebody_wants_it_it_goes_on_trying_and_closes_the_breaker(
 def test_a_lane_that_nobody_wants_lets_go(
     lane: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transports, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(lines, "IDLE_SECONDS", 0.01)
     one = lane()
     submit(one, "a").replies()
     until(lambda: server.closed == 1 and not one.connected)

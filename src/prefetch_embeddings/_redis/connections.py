@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from prefetch_embeddings._redis.jobs import Command
-    from prefetch_embeddings._redis.transports import Session
+    from prefetch_embeddings._redis.lines import Session
 
 CONNECT_SECONDS: Final = 5.0
 """When an attempt to connect is given up. No query waits for it as long as that."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from prefetch_embeddings._redis.jobs import Job, NotAsked
-from prefetch_embeddings._redis.lookup import (
+from prefetch_embeddings._redis.requests import (
     FAILED,
     POLL_SECONDS,
     SKIPPED,
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from prefetch_embeddings._redis.jobs import Command
-    from prefetch_embeddings._redis.lookup import Request
     from prefetch_embeddings._redis.places import LoopPlaces, Place, ThreadPlaces
     from prefetch_embeddings._redis.recorder import RedisRecorder
+    from prefetch_embeddings._redis.requests import Request
     from prefetch_embeddings._redis.transports import Lane
 
 SLACK_SECONDS: Final = 0.25

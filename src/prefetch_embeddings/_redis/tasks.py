@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from prefetch_embeddings._redis.jobs import Job, NotAsked, Refusal, counted, judge, more_time
-from prefetch_embeddings._redis.transports import MOST_COMMANDS, MOST_JOBS
+from prefetch_embeddings._redis.lines import MOST_COMMANDS, MOST_JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
