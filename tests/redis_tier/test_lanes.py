@@ -12,7 +12,7 @@ import pytest
 
 from prefetch_embeddings._background import pool as workers
 from prefetch_embeddings._redis import jobs as job_module
-from prefetch_embeddings._redis import lines, transports
+from prefetch_embeddings._redis import lines, sessions, transports
 from prefetch_embeddings._redis.breaker import CircuitBreaker, Health
 from prefetch_embeddings._redis.jobs import Gone, Job, NotAsked, Refusal, judge, more_time
 from prefetch_embeddings._redis.recorder import RedisRecorder
@@ -38,6 +38,8 @@ class Server:
         self.gate = threading.Event()
         self.gate.set()
         self.answer: Callable[[Sequence[Any]], list[Any]] = list
+        self.askers: list[threading.Thread] = []
+        self.ask: Callable[[Session, float], Any] = lambda session, seconds: session.read()
 
     def open(self) -> Session:
         self.connecting.set()
@@ -49,8 +51,24 @@ class Server:
 
 
 class Session:
+    """One that callers may borrow where the lane lends."""
+
+    lendable = True
+
     def __init__(self, server: Server) -> None:
         self._server = server
+        self.owed: Any = None
+        self.closed = threading.Event()
+
+    def ask(self, command: Any, seconds: float) -> Any:
+        self._server.askers.append(threading.current_thread())
+        self.owed = command
+        return self._server.ask(self, seconds)
+
+    def read(self) -> Any:
+        owed, self.owed = self.owed, None
+        [reply] = self.execute([owed])
+        return reply
 
     def execute(self, commands: Sequence[Any]) -> list[Any]:
         self._server.requests.append(list(commands))
@@ -59,7 +77,9 @@ class Session:
         return self._server.answer(commands)
 
     def close(self) -> None:
-        self._server.closed += 1
+        if not self.closed.is_set():
+            self.closed.set()
+            self._server.closed += 1
 
 
 @pytest.fixture
@@ -129,7 +149,7 @@ def test_jobs_that_come_together_travel_together(lane: Any, server: Server) -> N
     server.gate.clear()
     first = submit(one, "first")
     assert server.entered.acquire(timeout=HANG)
-    others = [submit(one, number) for number in range(lines.MOST_JOBS)]
+    others = [submit(one, number) for number in range(sessions.MOST_JOBS)]
     server.gate.set()
     assert [other.replies() for other in others] == [[(number,)] for number in range(64)]
     assert first.replies() == [("first",)]

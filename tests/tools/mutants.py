@@ -53,6 +53,7 @@ TESTS: Final[dict[str, list[str]]] = {
     "_redis/codec": ["tests/redis_tier/test_values.py", "tests/redis_tier/test_codec.py"],
     "_redis/lease": ["tests/redis_tier/test_leases.py"],
     "_redis/transports": ["tests/redis_tier/test_lanes.py"],
+    "_redis/sessions": ["tests/redis_tier/test_lanes.py"],
     "_redis/lines": ["tests/redis_tier/test_lanes.py"],
     "_redis/breaker": ["tests/redis_tier/test_breaker.py"],
     "_redis/writer": ["tests/redis_tier/test_writer.py"],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from prefetch_embeddings._redis.jobs import Command
-    from prefetch_embeddings._redis.lines import Session
+    from prefetch_embeddings._redis.sessions import Session
 
 REFRESH_SECONDS: Final = 0.3
 """Between two looks at which node of a cluster has what."""

@@ -17,13 +17,13 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from prefetch_embeddings._redis.jobs import Gone, NotAsked, Refusal
+from prefetch_embeddings._redis.jobs import LATE, Gone, NotAsked, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from prefetch_embeddings._redis.jobs import Command
-    from prefetch_embeddings._redis.lines import Session
+    from prefetch_embeddings._redis.sessions import Session
 
 CONNECT_SECONDS: Final = 5.0
 """When an attempt to connect is given up. No query waits for it as long as that."""
@@ -114,6 +114,8 @@ class ServerDriver:
 class ConnectionSession:
     """One connection."""
 
+    lendable = True
+
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
@@ -139,6 +141,30 @@ class ConnectionSession:
                 packed = connection.pack_commands(commands)
             connection.send_packed_command(packed, check_health=False)
             return [self._read() for _ in commands]
+        except TimeoutError:
+            raise
+        except ConnectionError as error:
+            raise Gone from error
+
+    def ask(self, command: Command, seconds: float) -> Any:
+        """Return the reply to one command, or `LATE` if it has not begun within `seconds`."""
+        connection = self._connection
+        try:
+            connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            if not connection.can_read(seconds):
+                return LATE
+            return connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            return refusal(error)
+        except TimeoutError:
+            raise
+        except ConnectionError as error:
+            raise Gone from error
+
+    def read(self) -> Any:
+        """Return the reply that was late."""
+        try:
+            return self._read()
         except TimeoutError:
             raise
         except ConnectionError as error:
@@ -184,7 +210,12 @@ class ClientDriver:
 
 
 class ClientSession:
-    """A client, as one thread uses it. Its connections are its own."""
+    """A client, as one thread uses it. Its connections are its own.
+
+    Callers cannot borrow it: nothing would end its own retries in time.
+    """
+
+    lendable = False
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -203,6 +234,14 @@ class ClientSession:
                 return as_refusals(pipeline.execute(raise_on_error=False))
         except MaxConnectionsError as error:
             raise NotAsked from error
+
+    def ask(self, command: Command, seconds: float) -> Any:
+        """Never called."""
+        raise NotImplementedError
+
+    def read(self) -> Any:
+        """Never called."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Do nothing: the client is not ours, and its connections are its pool's."""

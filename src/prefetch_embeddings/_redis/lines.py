@@ -1,11 +1,14 @@
-"""The threads of a lane: each has a session of its own, and all take jobs from one queue."""
+"""The threads of a lane: each has a session of its own, and all take jobs from one queue.
+
+A thread that waits for jobs lends its session to callers, who then ask on their own thread: that
+saves two changes of threads, half of what a hit takes besides. The thread sees to it that a caller
+gets away in time: it cuts a session that is not back by then.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import time
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from prefetch_embeddings._redis.jobs import (
     Gone,
@@ -16,15 +19,12 @@ from prefetch_embeddings._redis.jobs import (
     counted,
     judge,
 )
+from prefetch_embeddings._redis.sessions import TAKEN, Kept, Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from prefetch_embeddings._redis.breaker import Health
     from prefetch_embeddings._redis.jobs import Command
-
-MOST_JOBS: Final = 64
-"""Jobs that travel together."""
 
 MOST_COMMANDS: Final = 128
 """Commands that travel together, so that a large batch keeps what came in time."""
@@ -35,108 +35,26 @@ IDLE_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 0.25
 """Between two attempts to connect, as long as somebody wants Redis."""
 
+LENDING_SECONDS: Final = 1.0
+"""For so long after its last use a session is lent; later callers come by the queue."""
+
+LOOK_SECONDS: Final = 0.02
+"""How often a line that lends its session looks whether it is overdue."""
+
 WANTED_SECONDS: Final = 2.0
 """For so long after somebody wanted Redis it is tried to connect."""
-
-_TAKEN: Final = object()
-
-
-class Session(Protocol):
-    """A way to one place that is open. Used by one thread at a time."""
-
-    def execute(self, commands: Sequence[Command]) -> list[Any]:
-        """Return the replies in order; an error that the server answered is a `Refusal` in place.
-
-        Raises:
-            Gone: The other side has closed the connection.
-            Exception: Whatever else went wrong.
-        """
-
-    def close(self) -> None:
-        """Let go of it."""
-
-
-class Shared:
-    """What the threads of a lane share, and how they get their jobs."""
-
-    def __init__(
-        self,
-        open_session: Callable[[], Session],
-        health: Health | None,
-        heed: Callable[[Refusal | None], None],
-    ) -> None:
-        self.open = open_session
-        self.health = health
-        self.heed = heed
-        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        # One entry for each thread that waits; who submits takes one out, and so counts on it.
-        self.idle: dict[object, None] = {}
-        self.threads: dict[object, None] = {}
-        self.sessions: dict[object, None] = {}
-        self.connecting: dict[object, float] = {}  # since when
-        self.moved_at = 0.0
-        self.wanted_at = 0.0
-        self.drop_before = 0.0  # sessions opened earlier are not used again
-        self.suspect_before = 0.0  # nor those that were used last before
-        self.closed = False
-
-    def next(self, seconds: float) -> Job | None:
-        """Return the next job, waiting up to `seconds` for it; None: there was none."""
-        if not self.jobs.empty() and (ready := self._get(0.0)) is not None:
-            return ready
-        token = object()
-        self.idle[token] = None
-        job = self._get(seconds)
-        if self.idle.pop(token, _TAKEN) is _TAKEN and job is None and not self.closed:
-            return self._get(1.0)  # somebody counts on this thread: the job is on its way
-        return job
-
-    def _get(self, seconds: float) -> Job | None:
-        try:
-            return self.jobs.get(timeout=seconds)
-        except queue.Empty:
-            return None
-
-    def with_more(self, first: Job) -> list[Job]:
-        """Return `first` and what else is in line, as much as should travel together."""
-        batch = [first]
-        while len(batch) < MOST_JOBS:
-            try:
-                job = self.jobs.get_nowait()
-            except queue.Empty:
-                break
-            if job is None:  # the end, which is some thread's to hear
-                self.jobs.put(None)
-                break
-            batch.append(job)
-        return batch
-
-    def end_others(self) -> None:
-        """Let all threads hear that the lane is closed."""
-        for _ in range(len(self.threads)):
-            self.jobs.put(None)
-
-    def fail_queued(self, error: Exception) -> None:
-        """End all jobs that are in line."""
-        while True:
-            try:
-                job = self.jobs.get_nowait()
-            except queue.Empty:
-                return
-            if job is not None:
-                job.end(error)
 
 
 class Line:
     """One thread of a lane, and its session."""
 
-    def __init__(self, shared: Shared, me: object, *, together: bool) -> None:
+    def __init__(self, shared: Shared, me: object, *, together: bool, lends: bool) -> None:
         self._shared = shared
         self._me = me
         self._together = together
-        self._session: Session | None = None
-        self._opened_at = 0.0
-        self._used_at = 0.0
+        self._lends = lends
+        self._kept: Kept | None = None
+        self._has_lent = False
 
     def run(self) -> None:
         """Take jobs until there were none for a while, or the lane is closed."""
@@ -156,22 +74,28 @@ class Line:
         shared = self._shared
         taken: list[Job] = []  # but not sent: there was no connection
         while not shared.closed:
-            if self._session is None:
+            if self._kept is None:
                 try:
                     self._connect()
                 except BaseException as error:  # noqa: BLE001 - it is the jobs'
                     self._could_not_connect(as_exception(error), taken)
                     if time.monotonic() - shared.wanted_at > WANTED_SECONDS:
                         return
-                    job = shared.next(RETRY_SECONDS)
+                    job = shared.next([RETRY_SECONDS])
                     taken = [] if job is None else [job]
                     continue
             if not taken:
-                job = shared.next(IDLE_SECONDS)
-                if job is None:
+                job = shared.next(self._waits())
+                has_lent = self._has_lent
+                if has_lent:
+                    self._take_back()
+                if job is not None:
+                    taken = shared.with_more(job) if self._together else [job]
+                elif has_lent:
+                    continue
+                else:
                     return
-                taken = shared.with_more(job) if self._together else [job]
-            if self._is_stale():
+            if self._kept is None or shared.is_stale(self._kept):
                 self._let_go()
             else:
                 self._serve(taken)
@@ -182,8 +106,7 @@ class Line:
     def _connect(self) -> None:
         shared = self._shared
         shared.connecting.setdefault(self._me, time.monotonic())
-        self._session = shared.open()
-        self._opened_at = self._used_at = time.monotonic()
+        self._kept = Kept(shared.open())
         shared.sessions[self._me] = None
         shared.connecting.pop(self._me, None)
         if shared.health is not None:
@@ -203,15 +126,72 @@ class Line:
             shared.fail_queued(error)
 
     def _let_go(self) -> None:
-        session, self._session = self._session, None
+        kept, self._kept = self._kept, None
         self._shared.sessions.pop(self._me, None)
-        if session is not None:
-            with contextlib.suppress(Exception):  # nobody needs it any more
-                session.close()
+        if kept is not None:
+            kept.close()
 
-    def _is_stale(self) -> bool:
-        shared = self._shared
-        return self._opened_at < shared.drop_before or self._used_at < shared.suspect_before
+    # -- lending
+
+    def _waits(self) -> Iterator[float]:
+        """Lend the session for a while; yield how long to wait for a job at a time.
+
+        Ends early if something is the matter with what is lent.
+        """
+        kept, shared = self._kept, self._shared
+        if kept is not None and self._lends and kept.session.lendable:
+            self._has_lent = True
+            shared.at_hand[kept] = None
+            missed = None  # the deadline that had passed at the last look
+            while True:
+                yield LOOK_SECONDS
+                if not kept.in_order:
+                    return
+                now = time.monotonic()
+                if kept in shared.at_hand:
+                    if now - kept.used_at > LENDING_SECONDS:
+                        break
+                    missed = None
+                elif now > kept.deadline:
+                    # Only at the second look: at the first it may have been borrowed just now.
+                    if missed == kept.deadline:
+                        return
+                    missed = kept.deadline
+            if shared.at_hand.pop(kept, TAKEN) is TAKEN:
+                return  # somebody borrowed it at the last moment
+            self._has_lent = False
+        yield IDLE_SECONDS
+
+    def _take_back(self) -> None:
+        """Have the session for this line alone; let go of one that does not come in time."""
+        kept, shared = self._kept, self._shared
+        assert kept is not None  # noqa: S101 - it was lent
+        kept.wanted = True
+        if shared.at_hand.pop(kept, TAKEN) is TAKEN:
+            seconds = max(0.0, kept.deadline - time.monotonic()) + LOOK_SECONDS
+            if not kept.came_back(seconds):
+                kept.close()
+        kept.wanted = self._has_lent = False
+        if kept.broken:
+            self._let_go()
+        elif kept.owes is not None:
+            self._read_late(kept, kept.owes)
+
+    def _read_late(self, kept: Kept, job: Job) -> None:
+        """Read a reply for which its caller did not wait on its own thread."""
+        began = job.submitted if job.sent is None else job.sent
+        try:
+            reply = kept.session.read()
+        except BaseException as caught:  # noqa: BLE001 - it is the job's
+            error = as_exception(caught)
+            self._failed(error, began)
+            job.end(error)
+            return
+        kept.owes = None
+        self._answered(kept, [reply], began)
+        job.end([reply])
+
+    # -- serving
 
     def _serve(self, batch: list[Job]) -> None:
         """Send what is still wanted, as much as should travel together at a time."""
@@ -234,7 +214,6 @@ class Line:
             self._exchange(together)
 
     def _exchange(self, together: list[tuple[Job, Sequence[Command]]]) -> None:
-        shared = self._shared
         commands = together[0][1]
         if len(together) > 1:
             commands = [command for _, some in together for command in some]
@@ -244,17 +223,13 @@ class Line:
         try:
             replies = counted(self._replies(commands), commands)
         except BaseException as caught:  # noqa: BLE001 - it is the jobs'
-            self._let_go()
             error = as_exception(caught)
-            if not isinstance(error, NotAsked):
-                if shared.health is not None:
-                    shared.health.failed(error, began, time.monotonic() - began)
-                shared.heed(None)
+            self._failed(error, began)
             for job, _ in together:
                 job.end(error)
             return
-        self._used_at = shared.moved_at = time.monotonic()
-        judge(replies, shared.health, began, self._used_at - began, shared.heed)
+        assert self._kept is not None  # noqa: S101 - it has just answered
+        self._answered(self._kept, replies, began)
         if len(together) == 1:
             together[0][0].end(replies)
             return
@@ -264,11 +239,25 @@ class Line:
             start += len(some)
 
     def _replies(self, commands: Sequence[Command]) -> list[Any]:
-        if self._session is not None:
+        if self._kept is not None:
             try:
-                return self._session.execute(commands)
+                return self._kept.session.execute(commands)
             except Gone:  # while it was idle, most likely; a new connection tells
                 self._let_go()
         self._connect()
-        assert self._session is not None  # noqa: S101 - it is connected
-        return self._session.execute(commands)
+        assert self._kept is not None  # noqa: S101 - it is connected
+        return self._kept.session.execute(commands)
+
+    def _answered(self, kept: Kept, replies: Sequence[Any], began: float) -> None:
+        shared = self._shared
+        kept.used_at = shared.moved_at = time.monotonic()
+        shared.took = kept.used_at - began
+        judge(replies, shared.health, began, shared.took, shared.heed)
+
+    def _failed(self, error: Exception, began: float) -> None:
+        shared = self._shared
+        self._let_go()
+        if not isinstance(error, NotAsked):
+            if shared.health is not None:
+                shared.health.failed(error, began, time.monotonic() - began)
+            shared.heed(None)

@@ -79,7 +79,7 @@ class ThreadPlaces:
             readers = max(1, min(readers, (most - 1) // 2))
             waiters = max(0, min(waiters, most - 1 - readers))
 
-        def lane(most: int, health: Health | None) -> ThreadLane:
+        def lane(most: int, health: Health | None, *, lends: bool = False) -> ThreadLane:
             return ThreadLane(
                 lambda: self._driver.open(name),
                 most=most,
@@ -87,9 +87,10 @@ class ThreadPlaces:
                 heed=lambda refusal: self._heed(place, refusal),
                 timeout=self._timeout,
                 queues=health is not None,
+                lends=lends,
             )
 
-        read = lane(readers, health)
+        read = lane(readers, health, lends=True)
         write = read if most == 1 else lane(1, health)
         # That waiting takes long, or fails, says nothing: who waits asks on the lane of readers.
         place = Place(health, read, write, lane(waiters, None) if waiters else None)

@@ -1,9 +1,9 @@
 """How jobs reach Redis: through threads that have connections of their own.
 
-Whoever asks makes a `Job`, hands it to a lane and waits for it as long as it likes: it never
-touches a connection. So a name server, a handshake or a reply that hangs holds up nobody, a caller
-that leaves disturbs nobody, and what comes too late is still put to use. Jobs that come together
-travel together.
+Whoever asks makes a `Job`, hands it to a lane and waits for it as long as it likes. So a name
+server, a handshake or a reply that hangs holds up nobody, a caller that leaves disturbs nobody, and
+what comes too late is still put to use. Jobs that come together travel together. A thread that asks
+for one thing may borrow a session that is idle instead, and is cut off from it in time.
 
 A lane leads to one place: a server, or one node of a cluster. There are no locks: every step on
 what threads share is atomic by itself, so that a lane may be used from a finaliser or a signal
@@ -14,30 +14,56 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from prefetch_embeddings._background import pool as workers
-from prefetch_embeddings._redis.jobs import Job, Refusal, more_time
-from prefetch_embeddings._redis.lines import Line, Shared
+from prefetch_embeddings._redis.jobs import (
+    LATE,
+    NOT_AT_HAND,
+    Gone,
+    Job,
+    Refusal,
+    judge,
+    more_time,
+)
+from prefetch_embeddings._redis.lines import Line
+from prefetch_embeddings._redis.sessions import Shared, do_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prefetch_embeddings._redis.breaker import Health
-    from prefetch_embeddings._redis.lines import Session
+    from prefetch_embeddings._redis.jobs import Command
+    from prefetch_embeddings._redis.sessions import Kept, Session
 
 RESTED_SECONDS: Final = 5.0
 """What was idle for so long is suspect once a reply has failed to come: a firewall may have
 forgotten it."""
 
 
+AT_ONCE_SECONDS: Final = 0.0002
+"""What an event loop may wait for a reply. Changing to another thread and back takes as long."""
+
+
 class Lane(Protocol):
     """Leads to one place."""
 
-    def submit(self, job: Job, *, patient: bool = False) -> bool:
+    def submit(self, job: Job, *, patient: bool = False, at_once: bool = False) -> bool:
         """Have `job` done. Never blocks. False: it will not be, as things are.
 
-        `patient` jobs are also taken while a connection is being made that takes long.
+        Args:
+            job: What is to be done.
+            patient: It is also taken while a connection is being made that takes long.
+            at_once: It is one command for a reply. If the last one was here at once, as from a
+                server on the same machine, this one may be waited for as long as that: it costs
+                less than to change threads.
+        """
+
+    def ask(self, command: Command, seconds: float) -> Any:
+        """Ask on the caller's thread, if a session is at hand; blocks for up to `seconds`.
+
+        Returns:
+            The reply; `LATE`: there was none in time; `NOT_AT_HAND`; or an exception, if it failed.
         """
 
     def more(self, job: Job, seconds: float) -> float:
@@ -67,6 +93,7 @@ class ThreadLane:
         heed: Is told of refusals, and with None of lost connections, before whoever waits is.
         timeout: What a caller gives Redis, in seconds.
         queues: Whether jobs may wait for a thread; else those that would are not taken.
+        lends: Whether callers may ask on their own threads.
     """
 
     def __init__(
@@ -78,16 +105,20 @@ class ThreadLane:
         heed: Callable[[Refusal | None], None],
         timeout: float,
         queues: bool = True,
+        lends: bool = False,
     ) -> None:
         self._most = most
         self._queues = queues
+        self._lends = lends
         self._timeout = timeout
         self._shared = Shared(open_session, health, heed)
 
-    def submit(self, job: Job, *, patient: bool = False) -> bool:
+    def submit(self, job: Job, *, patient: bool = False, at_once: bool = False) -> bool:
         """Have `job` done. Never blocks. False: it will not be, as things are."""
         shared = self._shared
         shared.wanted_at = job.submitted
+        if at_once and shared.took < AT_ONCE_SECONDS and self._answer_at_once(job):
+            return True
         if shared.closed or not (patient or self._is_near(job.submitted)):
             return False
         if not self._queues and not shared.idle and len(shared.threads) >= self._most:
@@ -98,6 +129,81 @@ class ThreadLane:
         except KeyError:
             return self._start()
         return True
+
+    def ask(self, command: Command, seconds: float) -> Any:
+        """Ask on the caller's thread, if a session is at hand; see `Lane`."""
+        shared = self._shared
+        kept = shared.borrow(seconds)
+        if kept is None:
+            return NOT_AT_HAND
+        shared.wanted_at = began = kept.deadline - seconds
+        reply = self._use(kept, command, began, seconds)
+        if reply is LATE:
+            kept.owes = job = Job((command,), do_nothing)
+            job.sent = began
+            job.leave()
+            shared.give_back(kept)
+            self._note_late(began)
+        return reply
+
+    def _answer_at_once(self, job: Job) -> bool:
+        """Ask on this thread, where the reply should be here at once; False: by the queue, then."""
+        shared = self._shared
+        kept = shared.borrow(AT_ONCE_SECONDS)
+        if kept is None:
+            return False
+        job.sent = began = kept.deadline - AT_ONCE_SECONDS
+        reply = self._use(kept, job.commands()[0], began, AT_ONCE_SECONDS)
+        if reply is NOT_AT_HAND:
+            job.sent = None
+            return False
+        if reply is LATE:
+            shared.took = (
+                AT_ONCE_SECONDS  # the next ones ask by the queue, and see how long it takes
+            )
+            kept.owes = job
+            shared.give_back(kept)
+            shared.nudge()
+        elif isinstance(reply, Exception) and not isinstance(reply, Refusal):
+            job.answer(reply)
+        else:
+            job.answer([reply])
+        return True
+
+    def _use(self, kept: Kept, command: Command, began: float, seconds: float) -> Any:
+        """Ask by a borrowed session; what is `LATE` is left for the caller to give back."""
+        shared = self._shared
+        try:
+            reply = kept.session.ask(command, seconds)
+        except BaseException as error:
+            was_cut = kept.broken
+            kept.close()
+            shared.give_back(kept)
+            if not isinstance(error, Exception):
+                raise
+            if was_cut:  # since it took too long, whatever the session makes of it
+                self._note_late(began)
+                return TimeoutError()
+            if isinstance(error, Gone):  # while it was idle, most likely; a new connection tells
+                return NOT_AT_HAND
+            if shared.health is not None:
+                shared.health.failed(error, began, time.monotonic() - began)
+            shared.heed(None)
+            return error
+        if reply is LATE:
+            return reply
+        kept.used_at = shared.moved_at = now = time.monotonic()
+        shared.took = now - began
+        shared.give_back(kept)
+        judge((reply,), shared.health, began, shared.took, shared.heed)
+        return reply
+
+    def _note_late(self, began: float) -> None:
+        shared = self._shared
+        now = time.monotonic()
+        shared.suspect_before = now - RESTED_SECONDS
+        if shared.health is not None:
+            shared.health.failed(TimeoutError(), began, now - began)
 
     def _is_near(self, now: float) -> bool:
         """Return whether there is a connection, or one might be there in time."""
@@ -145,7 +251,7 @@ class ThreadLane:
         shared.threads[me] = None
         shared.connecting[me] = time.monotonic()
         thread = threading.Thread(
-            target=Line(shared, me, together=self._queues).run,
+            target=Line(shared, me, together=self._queues, lends=self._lends).run,
             name="prefetch-embeddings-redis",
             daemon=True,
         )
