@@ -270,9 +270,10 @@ class RedisCachedEmbeddings(Embeddings):
         return self._tier.forgot(await self._tier.exchange.arun(steps, self._tier.patience))
 
     def warm_up(self) -> float:
-        """Open the connection to Redis, then warm up the model; nothing stays in Redis.
+        """Open connections to Redis, then warm up the model; nothing stays in Redis.
 
-        A connection that takes longer than five seconds is no longer waited for.
+        In a cluster that is one to each node. Connections that take longer than five seconds are no
+        longer waited for.
 
         Returns:
             Seconds it took.
@@ -282,7 +283,7 @@ class RedisCachedEmbeddings(Embeddings):
         """
         began = time.monotonic()
         if not self._closed and self._tier.serves_threads():
-            self._tier.exchange.run(self._tier.ping(), self._tier.patience)
+            self._tier.exchange.run(self._tier.ping(on_loop=False), self._tier.patience)
         warming.warm_up(self.underlying_embeddings)
         return time.monotonic() - began
 
@@ -290,7 +291,7 @@ class RedisCachedEmbeddings(Embeddings):
         """Do what `warm_up` does for the async clients."""
         began = time.monotonic()
         if not self._closed:
-            await self._tier.exchange.arun(self._tier.ping(), self._tier.patience)
+            await self._tier.exchange.arun(self._tier.ping(on_loop=True), self._tier.patience)
         await warming.awarm_up(self.underlying_embeddings)
         return time.monotonic() - began
 

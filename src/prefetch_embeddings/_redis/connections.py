@@ -31,6 +31,8 @@ CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 2.0
 """When a connection that brings nothing is given up. No query waits for it as long as that."""
 
+_PING: Final = ("PING",)
+
 _RAW: Final = {"NEVER_DECODE": True}  # vectors are bytes, whatever a client does with strings
 
 
@@ -268,6 +270,16 @@ class AsyncClient:
 
     async def execute(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies in order."""
+        if _PING not in commands:
+            return await self._execute(commands)
+        await (
+            self._client.ping()
+        )  # so a client of a cluster asks all nodes
+        others = [command for command in commands if command != _PING]
+        replies = iter(await self._execute(others) if others else ())
+        return [b"PONG" if command == _PING else next(replies) for command in commands]
+
+    async def _execute(self, commands: Sequence[Command]) -> list[Any]:
         try:
             if len(commands) == 1:
                 try:

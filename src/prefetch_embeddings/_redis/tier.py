@@ -14,7 +14,7 @@ from prefetch_embeddings._redis.connections import AsyncClient
 from prefetch_embeddings._redis.exchange import WARM_UP_SECONDS, Exchange, ask
 from prefetch_embeddings._redis.jobs import Refusal
 from prefetch_embeddings._redis.lookup import Lookups
-from prefetch_embeddings._redis.places import LoopPlaces, ThreadPlaces
+from prefetch_embeddings._redis.places import LoopPlaces, ThreadPlaces, one_key_each
 from prefetch_embeddings._redis.recorder import RedisRecorder
 from prefetch_embeddings._redis.requests import NoReply
 from prefetch_embeddings._redis.shelf import Shelf
@@ -132,9 +132,18 @@ class Tier:
         """Begin one call for documents."""
         return Batch(self.shelf, self.lookups, texts)
 
-    def ping(self) -> Generator[Request, Any, Any]:
-        """Ask whether Redis answers, so that there is a connection."""
-        return ask([("PING",)], [self._prefix])
+    def ping(self, *, on_loop: bool) -> Generator[Request, Any, None]:
+        """Ask all that keys are kept by whether it answers, so that there are connections.
+
+        Args:
+            on_loop: Whether a coroutine asks; else a thread.
+        """
+        places = (self._places_of_loop() if on_loop else None) or self._threads
+        yield from ask([("PING",)], [self._prefix])
+        # Only now it is known which nodes a cluster has.
+        keys = [] if places is None else one_key_each(places, self._prefix)
+        if len(keys) > 1:
+            yield from ask([("PING",)] * len(keys), keys)
 
     def forget(self, text: str) -> Generator[Request, Any, Any]:
         """Keep nothing of `text` that is under way, and delete what Redis has."""
