@@ -128,7 +128,7 @@ def test_keys_of_a_slot_that_moves_cost_no_more_than_a_miss(
     ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
     with source.client() as client:
         client.set(name, b"damaged")  # so its script meets it, and no lease: `TRYAGAIN`
-        with pytest.raises(redis.exceptions.TryAgainError):
+        with pytest.raises(redis.ResponseError):
             client.eval("return 1", 2, name, f"{name}:lease")
     before = embeddings.stats()
     for text in (TEXTS[0], "new", "another"):
@@ -286,7 +286,7 @@ def test_the_acl_of_the_docs_is_enough(
     [
         ("nonsense://x", "starts with redis://"),
         ("redis://x?sokcet_timeout=3", "unknown option 'sokcet_timeout'"),
-        ("redis://:hunter2@x?db=many", "Invalid value for 'db'"),
+        ("redis://:hunter2@x?db=many", "Invalid value for .db"),
         ("redis+cluster://x:1/3", "database 0"),
         ("redis+cluster://:hunter2@?a=b", "expected redis"),
         ("redis+sentinel://x:1", "service"),
