@@ -272,9 +272,7 @@ class AsyncClient:
         """Return the replies in order."""
         if _PING not in commands:
             return await self._execute(commands)
-        await (
-            self._client.ping()
-        )  # so a client of a cluster asks all nodes
+        await self._client.ping()  # so a client of a cluster asks all nodes
         others = [command for command in commands if command != _PING]
         replies = iter(await self._execute(others) if others else ())
         return [b"PONG" if command == _PING else next(replies) for command in commands]
