@@ -16,18 +16,14 @@ from prefetch_embeddings._background import forks
 from prefetch_embeddings._redis.settings import checked_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     import redis
     import redis.asyncio
 
-    from prefetch_embeddings._redis.lookup import Slot
     from prefetch_embeddings._redis.recorder import RedisCacheEvent, RedisCacheStats
     from prefetch_embeddings._redis.tier import Tier
     from prefetch_embeddings.existing import ExistingCache
-
-UPSTREAM_TEXTS: Final = 100
-"""Texts of one call to a model that does not say how many it sends at once."""
 
 EXIT_SECONDS: Final = 0.25
 """How long `close` and the exit of the interpreter wait for vectors on their way to Redis."""
@@ -215,12 +211,11 @@ class RedisCachedEmbeddings(Embeddings):
         texts = list(texts)
         if kwargs or not texts or self._bypassed(*texts) or not tier.serves_threads():
             return model.embed_documents(texts, **kwargs)
-        slots, moment = tier.document_slots(texts), tier.shelf.moment
-        vectors = tier.exchange.run(tier.lookups.many(slots))
-        for batch in self._batches(slots, vectors):
-            answer = model.embed_documents([slot.text for slot in batch])
-            self._keep_batch(batch, answer, vectors, moment)
-        return _in_order(slots, vectors)
+        batch = tier.batch(texts)
+        tier.exchange.run(batch.steps())
+        for slots in batch.missing(model):
+            batch.keep(slots, model.embed_documents([slot.text for slot in slots]))
+        return batch.in_order()
 
     async def aembed_documents(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
         """Return the vectors of `texts` as documents, in their order.
@@ -239,12 +234,11 @@ class RedisCachedEmbeddings(Embeddings):
         texts = list(texts)
         if kwargs or not texts or self._bypassed(*texts):
             return await model.aembed_documents(texts, **kwargs)
-        slots, moment = tier.document_slots(texts), tier.shelf.moment
-        vectors = await tier.exchange.arun(tier.lookups.many(slots))
-        for batch in self._batches(slots, vectors):
-            answer = await model.aembed_documents([slot.text for slot in batch])
-            self._keep_batch(batch, answer, vectors, moment)
-        return _in_order(slots, vectors)
+        batch = tier.batch(texts)
+        await tier.exchange.arun(batch.steps())
+        for slots in batch.missing(model):
+            batch.keep(slots, await model.aembed_documents([slot.text for slot in slots]))
+        return batch.in_order()
 
     # -- what surrounds it
 
@@ -276,9 +270,10 @@ class RedisCachedEmbeddings(Embeddings):
         return self._tier.forgot(await self._tier.exchange.arun(steps, self._tier.patience))
 
     def warm_up(self) -> float:
-        """Open the connection to Redis, then warm up the model; nothing stays in Redis.
+        """Open connections to Redis, then warm up the model; nothing stays in Redis.
 
-        A connection that takes longer than five seconds is no longer waited for.
+        In a cluster that is one to each node. Connections that take longer than five seconds are no
+        longer waited for.
 
         Returns:
             Seconds it took.
@@ -288,7 +283,7 @@ class RedisCachedEmbeddings(Embeddings):
         """
         began = time.monotonic()
         if not self._closed and self._tier.serves_threads():
-            self._tier.exchange.run(self._tier.ping(), self._tier.patience)
+            self._tier.exchange.run(self._tier.ping(on_loop=False), self._tier.patience)
         warming.warm_up(self.underlying_embeddings)
         return time.monotonic() - began
 
@@ -296,9 +291,14 @@ class RedisCachedEmbeddings(Embeddings):
         """Do what `warm_up` does for the async clients."""
         began = time.monotonic()
         if not self._closed:
-            await self._tier.exchange.arun(self._tier.ping(), self._tier.patience)
+            await self._tier.exchange.arun(self._tier.ping(on_loop=True), self._tier.patience)
         await warming.awarm_up(self.underlying_embeddings)
         return time.monotonic() - began
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` or `aclose` was called: every call goes straight to the model."""
+        return self._closed
 
     def stats(self) -> RedisCacheStats:
         """Return the counts so far, as one snapshot that later ones can be subtracted from."""
@@ -349,42 +349,11 @@ class RedisCachedEmbeddings(Embeddings):
     def _bypassed(self, *texts: str) -> bool:
         return self._closed or not all(isinstance(text, str) for text in texts)
 
-    def _batches(
-        self, slots: Iterable[Slot], vectors: dict[Slot, list[float]]
-    ) -> Sequence[Sequence[Slot]]:
-        missing = [slot for slot in dict.fromkeys(slots) if slot not in vectors]
-        size = getattr(self.underlying_embeddings, "chunk_size", None)
-        if not isinstance(size, int) or size < 1:
-            size = UPSTREAM_TEXTS
-        return [missing[start : start + size] for start in range(0, len(missing), size)]
-
-    def _keep_batch(
-        self,
-        batch: Sequence[Slot],
-        answer: Sequence[Sequence[float]],
-        vectors: dict[Slot, list[float]],
-        moment: int,
-    ) -> None:
-        if len(answer) != len(batch):
-            raise ValueError(f"the model returned {len(answer)} vectors for {len(batch)} texts")
-        for slot, vector in zip(batch, answer, strict=True):
-            vectors[slot] = self._tier.shelf.keep(slot, vector, moment)
-
 
 def _checked(text: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"text: expected a str, not {type(text).__name__}")
     return text
-
-
-def _in_order(slots: Sequence[Slot], vectors: dict[Slot, list[float]]) -> list[list[float]]:
-    given: set[Slot] = set()
-    ordered = []
-    for slot in slots:
-        vector = vectors[slot]
-        ordered.append(vector.copy() if slot in given else vector)
-        given.add(slot)
-    return ordered
 
 
 def flush_all(caches: Sequence[RedisCachedEmbeddings], seconds: float) -> None:

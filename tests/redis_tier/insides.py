@@ -10,8 +10,8 @@ import pytest
 
 from prefetch_embeddings._redis.breaker import CircuitBreaker
 from prefetch_embeddings._redis.connections import ConnectionSession
-from prefetch_embeddings._redis.lookup import Slot
 from prefetch_embeddings._redis.places import Place
+from prefetch_embeddings._redis.requests import Slot
 from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from tests.redis_tier.server import HANG
 

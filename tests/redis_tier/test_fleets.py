@@ -27,7 +27,7 @@ from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
 from tests.helpers import until
 from tests.redis_tier.insides import key, place
 from tests.redis_tier.models import CountingModel, vector_of
-from tests.redis_tier.server import HANG, Cluster, Proxy, RedisServer, SentinelSet
+from tests.redis_tier.server import HANG, Cluster, Proxy, RedisServer, SentinelSet, ask, binary_of
 from tests.redis_tier.test_loops_and_forks import MuteTls
 
 TEXTS = [f"text {number}" for number in range(60)]
@@ -81,6 +81,79 @@ def test_a_dead_node_costs_only_its_own_keys(
     embeddings.close()
     if client is not None:
         client.close()
+
+
+async def test_a_client_of_a_cluster_is_warmed_up(
+    cached: Any, model: CountingModel, cluster: Cluster
+) -> None:
+    node = cluster.nodes[0]
+    async with redis.asyncio.RedisCluster(host="127.0.0.1", port=node.port) as client:
+        embeddings = cached(model, async_client=client)
+        ping = asyncio.create_task(embeddings.awarm_up())
+        vectors = await asyncio.gather(*map(embeddings.aembed_query, TEXTS))  # beside the `PING`
+        assert vectors == list(map(vector_of, TEXTS))
+        await ping
+        assert (embeddings.stats().skipped, embeddings.stats().errors) == (0, 0)
+        await embeddings.aclose()
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+def test_warming_up_connects_to_every_node(
+    cached: Any, model: CountingModel, cluster: Cluster, face: str
+) -> None:
+    fill(cached(model, cluster.url))
+    embeddings = cached(model, cluster.url)
+    if face == "sync":
+        embeddings.warm_up()
+    else:
+        asyncio.run(embeddings.awarm_up())
+    for text in TEXTS:
+        embeddings.embed_query(text)
+    stats = embeddings.stats()
+    assert (stats.hits, stats.skipped, stats.errors) == (len(TEXTS), 0, 0)
+
+
+def test_keys_of_a_slot_that_moves_cost_no_more_than_a_miss(
+    cached: Any, model: CountingModel, cluster: Cluster
+) -> None:
+    """Meanwhile nodes answer `ASK`, and `TRYAGAIN` to scripts some of whose keys have moved."""
+    embeddings = cached(model, cluster.url, prefix="{moves}", single_flight=True)
+    fill(embeddings)
+    name = key(embeddings, TEXTS[0])
+    slot = int(ask(cluster.nodes[0], "CLUSTER", "KEYSLOT", name))
+    source = cluster.masters[slot * 3 // 16384]
+    target = cluster.masters[(slot * 3 // 16384 + 1) % 3]
+    ids = [ask(node, "CLUSTER", "MYID").decode() for node in (source, target)]
+    ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+    ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+    with source.client() as client:
+        client.set(name, b"damaged")  # so its script meets it, and no lease: `TRYAGAIN`
+        with pytest.raises(redis.ResponseError):
+            client.eval("return 1", 2, name, f"{name}:lease")
+    before = embeddings.stats()
+    for text in (TEXTS[0], "new", "another"):
+        assert embeddings.embed_query(text) == vector_of(text)
+        assert asyncio.run(embeddings.aembed_query(text)) == vector_of(text)
+    assert embeddings.embed_query(TEXTS[1]) == vector_of(TEXTS[1])
+    assert embeddings.flush(HANG)
+    during = embeddings.stats() - before
+    assert during.hits >= 1, "what has not moved yet is not found"
+    assert during.misses >= 3
+    assert (during.skipped, during.errors, during.waited) == (0, 0, 0)
+    with source.client() as client:
+        names = client.execute_command("CLUSTER GETKEYSINSLOT", slot, 1000)
+        client.execute_command(
+            "MIGRATE", "127.0.0.1", target.port, "", 0, 60_000, "REPLACE", "KEYS", *names
+        )
+    for node in (target, source, *cluster.masters):
+        ask(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+
+    def hit() -> bool:
+        before = embeddings.stats()
+        assert embeddings.embed_query(TEXTS[2]) == vector_of(TEXTS[2])
+        return bool((embeddings.stats() - before).hits)
+
+    until(hit)
 
 
 def test_hits_come_back_after_sentinels_failover(cached: Any, model: CountingModel) -> None:
@@ -178,14 +251,24 @@ def test_the_urls_max_connections_are_kept_by_threads_and_coroutines(
     assert embeddings.stats().errors == 0
 
 
+@pytest.fixture(params=["Redis 6.2", "Redis 7.0", "Redis 7.2", "Redis 8.2", "Valkey 9"])
+def server_of_a_version(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    program = binary_of(request.param)
+    if program is None:
+        pytest.skip(f"there is no {request.param} here")
+    server = RedisServer(program=program)
+    yield server
+    server.close()
+
+
 def test_the_acl_of_the_docs_is_enough(
-    cached: Any, model: CountingModel, fragile_server: RedisServer
+    cached: Any, model: CountingModel, server_of_a_version: RedisServer
 ) -> None:
     page = (Path(__file__).parents[2] / "docs/redis.md").read_text("utf-8")
     words = page.partition("ACL SETUSER")[2].partition("```")[0].split()
-    with fragile_server.client() as client:
+    with server_of_a_version.client() as client:
         client.execute_command("ACL SETUSER", *words)
-        url = fragile_server.url.replace("//", f"//{words[0]}:secret@")
+        url = server_of_a_version.url.replace("//", f"//{words[0]}:secret@")
         for single_flight in (False, True):
             embeddings = cached(
                 model, url, single_flight=single_flight, model_id=str(single_flight)
@@ -203,7 +286,7 @@ def test_the_acl_of_the_docs_is_enough(
     [
         ("nonsense://x", "starts with redis://"),
         ("redis://x?sokcet_timeout=3", "unknown option 'sokcet_timeout'"),
-        ("redis://:hunter2@x?db=many", "Invalid value for 'db'"),
+        ("redis://:hunter2@x?db=many", "Invalid value for .db"),
         ("redis+cluster://x:1/3", "database 0"),
         ("redis+cluster://:hunter2@?a=b", "expected redis"),
         ("redis+sentinel://x:1", "service"),

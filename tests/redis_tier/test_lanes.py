@@ -5,116 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from prefetch_embeddings._background import pool as workers
 from prefetch_embeddings._redis import jobs as job_module
-from prefetch_embeddings._redis import transports
-from prefetch_embeddings._redis.breaker import CircuitBreaker, Health
+from prefetch_embeddings._redis import lines, sessions, transports
+from prefetch_embeddings._redis.breaker import Health
 from prefetch_embeddings._redis.jobs import Gone, Job, NotAsked, Refusal, judge, more_time
-from prefetch_embeddings._redis.recorder import RedisRecorder
 from prefetch_embeddings._redis.tasks import TaskLane
-from prefetch_embeddings._redis.transports import ThreadLane
 from tests.helpers import auntil, until
+from tests.redis_tier import lanes
+from tests.redis_tier.lanes import HANG, Asked, Server, submit
 
-HANG = 30.0
-
-
-class Server:
-    """What sessions lead to: answers each command with itself, as told."""
-
-    def __init__(self) -> None:
-        self.opened = 0
-        self.closed = 0
-        self.requests: list[list[Any]] = []
-        self.connecting = threading.Event()
-        self.may_connect = threading.Event()
-        self.may_connect.set()
-        self.refuses: Exception | None = None
-        self.entered = threading.Semaphore(0)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.answer: Callable[[Sequence[Any]], list[Any]] = list
-
-    def open(self) -> Session:
-        self.connecting.set()
-        assert self.may_connect.wait(HANG)
-        if self.refuses is not None:
-            raise self.refuses
-        self.opened += 1
-        return Session(self)
-
-
-class Session:
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def execute(self, commands: Sequence[Any]) -> list[Any]:
-        self._server.requests.append(list(commands))
-        self._server.entered.release()
-        assert self._server.gate.wait(HANG)
-        return self._server.answer(commands)
-
-    def close(self) -> None:
-        self._server.closed += 1
-
-
-@pytest.fixture
-def server() -> Server:
-    return Server()
-
-
-@pytest.fixture
-def health() -> Health:
-    return Health(RedisRecorder(None), HANG, breaker=CircuitBreaker())
-
-
-@pytest.fixture
-def lane(server: Server, health: Health) -> Iterator[Callable[..., ThreadLane]]:
-    made: list[ThreadLane] = []
-    before = set(threading.enumerate())
-
-    def make(**options: Any) -> ThreadLane:
-        options = {
-            "most": 2,
-            "health": health,
-            "heed": lambda refusal: None,
-            "timeout": HANG,
-            **options,
-        }
-        made.append(ThreadLane(server.open, **options))
-        return made[-1]
-
-    yield make
-    server.gate.set()
-    server.may_connect.set()
-    for one in made:
-        one.close()
-    for thread in set(threading.enumerate()) - before:
-        thread.join(HANG)
-        assert not thread.is_alive()
-    assert server.opened == server.closed
-
-
-class Asked:
-    """A job, and whether its caller was told."""
-
-    def __init__(self, *commands: Any, late: Callable[[list[Any]], None] | None = None) -> None:
-        self.told = threading.Event()
-        self.job = Job([(command,) for command in commands], self.told.set, late)
-
-    def replies(self) -> Any:
-        assert self.told.wait(HANG)
-        return self.job.replies
-
-
-def submit(lane: ThreadLane, *commands: Any, **options: Any) -> Asked:
-    asked = Asked(*commands, **options)
-    assert lane.submit(asked.job)
-    return asked
+health, lane, server = lanes.health, lanes.lane, lanes.server
 
 
 def test_each_job_gets_its_own_replies(lane: Any, server: Server) -> None:
@@ -129,7 +35,7 @@ def test_jobs_that_come_together_travel_together(lane: Any, server: Server) -> N
     server.gate.clear()
     first = submit(one, "first")
     assert server.entered.acquire(timeout=HANG)
-    others = [submit(one, number) for number in range(transports.MOST_JOBS)]
+    others = [submit(one, number) for number in range(sessions.MOST_JOBS)]
     server.gate.set()
     assert [other.replies() for other in others] == [[(number,)] for number in range(64)]
     assert first.replies() == [("first",)]
@@ -234,7 +140,7 @@ def test_where_there_is_no_connection_to_be_had_all_are_told(
 def test_while_somebody_wants_it_it_goes_on_trying_and_closes_the_breaker(
     lane: Any, server: Server, health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transports, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(lines, "RETRY_SECONDS", 0.01)
     one = lane()
     server.refuses = ConnectionRefusedError()
     submit(one, "a").replies()
@@ -248,7 +154,7 @@ def test_while_somebody_wants_it_it_goes_on_trying_and_closes_the_breaker(
 def test_a_lane_that_nobody_wants_lets_go(
     lane: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transports, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(lines, "IDLE_SECONDS", 0.01)
     one = lane()
     submit(one, "a").replies()
     until(lambda: server.closed == 1 and not one.connected)

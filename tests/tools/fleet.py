@@ -2,8 +2,10 @@
 
 One row for cluster and Sentinel, threads and coroutines, single flight off and on. In each a
 primary is killed under traffic, a replica takes over, and later the dead one comes back. A failover
-has ended when the replica calls itself a primary, and, where there are Sentinels, they name it.
-Then eight processes ask the same questions, and one is killed in the middle of its call.
+has ended when the replica calls itself a primary, and, where there are Sentinels, they name it. A
+duplicate call is one that began while another worker's call for the same text was under way.
+Then eight processes ask the same questions, and one is killed in the middle of its call. Exits with
+1 where something is not as it should be, and says what.
 
     python -m tests.tools.fleet --seconds 20
 """
@@ -18,6 +20,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,24 +36,41 @@ MODEL_SECONDS = 0.02
 QUESTIONS = 300
 WORKERS = 4
 PROCESSES = 8
+WORST_SECONDS = 0.15
+LIVING_HITS = 0.9
+BACK_SECONDS = 1.0
+CALLS_PER_TEXT = 1.05
+COLUMNS = (
+    "servers",
+    "face",
+    "single flight",
+    "queries",
+    "wrong",
+    "failed",
+    "worst beyond the model",
+    "hits, living shards",
+    "hits back after the failover",
+    "duplicate calls",
+    "failover took",
+)
 
 
 class Model(Embeddings):
     """Takes its time, and notes when which text was asked."""
 
     def __init__(self) -> None:
-        self.calls: list[str] = []
+        self.calls: list[tuple[str, float]] = []
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         raise NotImplementedError
 
     def embed_query(self, text: str) -> list[float]:
-        self.calls.append(text)
+        self.calls.append((text, time.monotonic()))
         time.sleep(MODEL_SECONDS)
         return vector_of(text)
 
     async def aembed_query(self, text: str) -> list[float]:
-        self.calls.append(text)
+        self.calls.append((text, time.monotonic()))
         await asyncio.sleep(MODEL_SECONDS)
         return vector_of(text)
 
@@ -126,6 +146,15 @@ class Traffic:
         for each in self._made:
             each.close()
 
+    def duplicates(self) -> int:
+        """Return how many calls began while another one for the same text was under way."""
+        models: list[Any] = [one.underlying_embeddings for one in self._made]
+        calls = sorted(call for model in models for call in model.calls)
+        return sum(
+            text == before and began - begun < MODEL_SECONDS
+            for (before, begun), (text, began) in itertools.pairwise(calls)
+        )
+
     def keys(self) -> dict[str, str]:
         """Return the text of each key."""
         shelf = self._made[0]._tier.shelf
@@ -133,8 +162,8 @@ class Traffic:
         return {shelf.slot("query", text).key: text for text in texts}
 
 
-def run(kind: str, face: str, *, single_flight: bool, seconds: float) -> str:
-    """Return one row of the table."""
+def run(kind: str, face: str, *, single_flight: bool, seconds: float) -> list[str]:
+    """Measure and print one row of the table; return what is not as it should be."""
     servers: Cluster | SentinelSet = Cluster(3, 1) if kind == "cluster" else SentinelSet(2, 3)
     try:
         traffic = Traffic(servers.url, face=face, single_flight=single_flight)
@@ -179,7 +208,8 @@ def _row(
     lost: set[str],
     killed: float,
     ended: float,
-) -> str:
+) -> list[str]:
+    """Print one row; return what is not as it should be."""
     queries = traffic.queries
     wrong = sum(not query.right for query in queries)
     worst = max(query.seconds - MODEL_SECONDS * query.called for query in queries)
@@ -194,11 +224,24 @@ def _row(
         default=float("inf"),
     )
     share = "-" if hits is None else f"{hits:.1%}"
-    return (
+    print(
         f"| {kind} | {face} | {'on' if single_flight else 'off'} | {len(queries):,} | {wrong} | "
         f"{traffic.failed} | {worst:.3f} s | {share} | {back - ended:.2f} s | "
-        f"{ended - killed:.1f} s |"
+        f"{traffic.duplicates()} | {ended - killed:.1f} s |",
+        flush=True,
     )
+    what = f"{kind}, {face}, single flight {'on' if single_flight else 'off'}"
+    return [
+        f"{what}: {name}"
+        for name, met in {
+            "a vector is wrong": wrong == 0,
+            "a query failed": traffic.failed == 0,
+            f"a query took more than {WORST_SECONDS} s beyond the model": worst <= WORST_SECONDS,
+            "living shards are not hit": hits is None or hits >= LIVING_HITS,
+            "hits came back late": back - ended <= BACK_SECONDS,
+        }.items()
+        if not met
+    ]
 
 
 # --- one call in the fleet
@@ -238,8 +281,11 @@ def _work(url: str, calls: Any, owner: Any, start: Any, texts: int, results: Any
     embeddings.close()
 
 
-def calls_per_text(texts: int) -> str:
-    """Have eight processes ask for `texts` texts, and kill one of them in the middle of a call."""
+def calls_per_text(texts: int) -> list[str]:
+    """Have eight processes ask for `texts` texts, and kill one of them in the middle of a call.
+
+    Prints what came of it; returns what is not as it should be.
+    """
     context = multiprocessing.get_context("fork")
     server = RedisServer()
     calls, owner = context.Value("i", 0), context.Value("i", 0)
@@ -259,11 +305,17 @@ def calls_per_text(texts: int) -> str:
         process.join(HANG)
     server.close()
     longest, lost = max(seconds for seconds, _ in told), sum(lost for _, lost in told)
-    return (
-        f"{PROCESSES} processes x {texts} new texts, model of 1 s, one process killed: "
+    print(
+        f"\n{PROCESSES} processes x {texts} new texts, model of 1 s, one process killed: "
         f"{calls.value / texts:.2f} calls a text, longest wait {longest:.2f} s, "
         f"wrong or lost {lost}"
     )
+    # The one that is killed costs one more.
+    most = max(CALLS_PER_TEXT * texts, texts + 1)
+    return [
+        *([f"{calls.value} calls for {texts} texts"] if calls.value > most else []),
+        *([f"{lost} vectors wrong or lost"] if lost else []),
+    ]
 
 
 def main() -> None:
@@ -272,17 +324,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of traffic in each row")
     parser.add_argument("--texts", type=int, default=100, help="that eight processes ask for")
     options = parser.parse_args()
-    print(
-        "| servers | face | single flight | queries | wrong | failed | worst beyond the model ",
-        end="",
-    )
-    print("| hits, living shards | hits back after the failover | failover took |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"| {' | '.join(COLUMNS)} |")
+    print(f"| {' | '.join('---' for _ in COLUMNS)} |", flush=True)
+    wrong: list[str] = []
     for kind, face, single in itertools.product(
         ("cluster", "Sentinel"), ("sync", "async"), (False, True)
     ):
-        print(run(kind, face, single_flight=single, seconds=options.seconds), flush=True)
-    print(calls_per_text(options.texts))
+        wrong += run(kind, face, single_flight=single, seconds=options.seconds)
+    wrong += calls_per_text(options.texts)
+    if wrong:
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":

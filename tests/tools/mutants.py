@@ -52,11 +52,10 @@ TESTS: Final[dict[str, list[str]]] = {
     "_background/timer": ["tests/background/test_timer.py"],
     "_redis/codec": ["tests/redis_tier/test_values.py", "tests/redis_tier/test_codec.py"],
     "_redis/lease": ["tests/redis_tier/test_leases.py"],
-    "_redis/transports": [
-        f"tests/redis_tier/test_{name}.py" for name in ("transport", "transport_async")
-    ],
+    "_redis/transports": ["tests/redis_tier/test_lanes.py"],
+    "_redis/sessions": ["tests/redis_tier/test_lanes.py"],
+    "_redis/lines": ["tests/redis_tier/test_lanes.py"],
     "_redis/breaker": ["tests/redis_tier/test_breaker.py"],
-    "_redis/deadline": ["tests/redis_tier/test_deadline.py"],
     "_redis/writer": ["tests/redis_tier/test_writer.py"],
 }
 """The tests that are to notice a change, by module; those that are not there are left out."""

@@ -17,19 +17,21 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from prefetch_embeddings._redis.jobs import Gone, NotAsked, Refusal
+from prefetch_embeddings._redis.jobs import LATE, Gone, NotAsked, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from prefetch_embeddings._redis.jobs import Command
-    from prefetch_embeddings._redis.transports import Session
+    from prefetch_embeddings._redis.sessions import Session
 
 CONNECT_SECONDS: Final = 5.0
 """When an attempt to connect is given up. No query waits for it as long as that."""
 
 READ_SECONDS: Final = 2.0
 """When a connection that brings nothing is given up. No query waits for it as long as that."""
+
+_PING: Final = ("PING",)
 
 _RAW: Final = {"NEVER_DECODE": True}  # vectors are bytes, whatever a client does with strings
 
@@ -114,6 +116,8 @@ class ServerDriver:
 class ConnectionSession:
     """One connection."""
 
+    lendable = True
+
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
@@ -139,6 +143,30 @@ class ConnectionSession:
                 packed = connection.pack_commands(commands)
             connection.send_packed_command(packed, check_health=False)
             return [self._read() for _ in commands]
+        except TimeoutError:
+            raise
+        except ConnectionError as error:
+            raise Gone from error
+
+    def ask(self, command: Command, seconds: float) -> Any:
+        """Return the reply to one command, or `LATE` if it has not begun within `seconds`."""
+        connection = self._connection
+        try:
+            connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            if not connection.can_read(seconds):
+                return LATE
+            return connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            return refusal(error)
+        except TimeoutError:
+            raise
+        except ConnectionError as error:
+            raise Gone from error
+
+    def read(self) -> Any:
+        """Return the reply that was late."""
+        try:
+            return self._read()
         except TimeoutError:
             raise
         except ConnectionError as error:
@@ -184,7 +212,12 @@ class ClientDriver:
 
 
 class ClientSession:
-    """A client, as one thread uses it. Its connections are its own."""
+    """A client, as one thread uses it. Its connections are its own.
+
+    Callers cannot borrow it: nothing would end its own retries in time.
+    """
+
+    lendable = False
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -203,6 +236,14 @@ class ClientSession:
                 return as_refusals(pipeline.execute(raise_on_error=False))
         except MaxConnectionsError as error:
             raise NotAsked from error
+
+    def ask(self, command: Command, seconds: float) -> Any:
+        """Never called."""
+        raise NotImplementedError
+
+    def read(self) -> Any:
+        """Never called."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Do nothing: the client is not ours, and its connections are its pool's."""
@@ -229,6 +270,14 @@ class AsyncClient:
 
     async def execute(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies in order."""
+        if _PING not in commands:
+            return await self._execute(commands)
+        await self._client.ping()  # so a client of a cluster asks all nodes
+        others = [command for command in commands if command != _PING]
+        replies = iter(await self._execute(others) if others else ())
+        return [b"PONG" if command == _PING else next(replies) for command in commands]
+
+    async def _execute(self, commands: Sequence[Command]) -> list[Any]:
         try:
             if len(commands) == 1:
                 try:

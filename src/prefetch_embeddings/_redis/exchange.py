@@ -8,13 +8,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from prefetch_embeddings._redis.jobs import Job, NotAsked
-from prefetch_embeddings._redis.lookup import (
+from prefetch_embeddings._redis.errands import Errand, Errands
+from prefetch_embeddings._redis.jobs import LATE, NOT_AT_HAND, Job, NotAsked, Refusal
+from prefetch_embeddings._redis.requests import (
     FAILED,
     POLL_SECONDS,
-    SKIPPED,
     Ask,
-    NoReply,
     Wait,
 )
 
@@ -22,114 +21,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from prefetch_embeddings._redis.jobs import Command
-    from prefetch_embeddings._redis.lookup import Request
     from prefetch_embeddings._redis.places import LoopPlaces, Place, ThreadPlaces
     from prefetch_embeddings._redis.recorder import RedisRecorder
-    from prefetch_embeddings._redis.transports import Lane
+    from prefetch_embeddings._redis.requests import Request
 
 SLACK_SECONDS: Final = 0.25
 """How late a server may wake what is blocked: its clock ticks ten times a second by default."""
-
-LATE_SECONDS: Final = 0.01
-"""Who is woken later than that is on a machine, or an event loop, that has too much to do."""
-
-MOST_GRACES: Final = 3
-"""So many times such a waiter gives a reply, which may lie ready, what it was late itself."""
 
 WARM_UP_SECONDS: Final = 5.0
 """How long warming up waits for a connection."""
 
 T = TypeVar("T")
-
-
-class _Errand:
-    """One job of a request, and where its replies go."""
-
-    __slots__ = ("deadline", "graces", "job", "lane", "place", "positions", "seconds")
-
-    def __init__(
-        self, job: Job, place: Place, lane: Lane, positions: Sequence[int], seconds: float
-    ) -> None:
-        self.job = job
-        self.place = place
-        self.lane = lane
-        self.positions = positions
-        self.seconds = seconds
-        self.deadline = job.submitted + seconds
-        self.graces = MOST_GRACES
-
-    def more(self) -> float:
-        """Return how many seconds more to wait, now that the deadline has passed; 0: none.
-
-        Who was woken late was held up by something that holds up replies as well, so one that has
-        come in time may still be on its way here.
-        """
-        now = time.monotonic()
-        more = self.lane.more(self.job, self.seconds)
-        late = now - self.deadline
-        if more <= 0 and self.graces and late > LATE_SECONDS:
-            self.graces -= 1
-            more = min(late, self.seconds)
-        self.deadline = now + more
-        return more
-
-
-class _Request:
-    """What became of one `Ask`: its jobs on their ways, then its replies."""
-
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
-        self.began = time.monotonic()
-        self.replies: list[Any] = [SKIPPED] * len(ask.commands)
-        self.errands: list[_Errand] = []
-
-    def finish(self, errand: _Errand) -> None:
-        """Take in what became of one job, whose caller has waited for as long as it would."""
-        job = errand.job
-        if job.leave():
-            answer: Sequence[Any] = [self._judge_silence(errand)] * len(errand.positions)
-        elif isinstance(job.replies, list):
-            answer = job.replies
-            if len(answer) == len(self.replies):  # all from one place
-                self.replies = answer
-                return
-        else:
-            none: NoReply = FAILED
-            if isinstance(job.replies, NotAsked):
-                errand.place.health.breaker.not_tried()
-                none = SKIPPED
-            answer = [none] * len(errand.positions)
-        for position, reply in zip(errand.positions, answer, strict=True):
-            self.replies[position] = reply
-
-    @staticmethod
-    def _judge_silence(errand: _Errand) -> NoReply:
-        job = errand.job
-        now = time.monotonic()
-        if (
-            job.sent is None and not errand.lane.connected
-        ):  # a connection is being made, or cannot be
-            errand.place.health.breaker.not_tried()
-            return SKIPPED
-        began = job.submitted if job.sent is None else job.sent
-        errand.place.health.failed(TimeoutError(), began, now - began)
-        return FAILED
-
-    def give_up(self) -> None:
-        """Leave all jobs: their caller was interrupted. What comes of them is late."""
-        for errand in self.errands:
-            errand.job.give_up()
-
-    def charge(self) -> float:
-        """Return the seconds that Redis took of its time."""
-        if not self.ask.charged and not any(isinstance(one, NoReply) for one in self.replies):
-            return 0.0
-        seconds = 0.0
-        for errand in self.errands:
-            job = errand.job
-            took = (job.finished or time.monotonic()) - (job.sent or self.began)
-            seconds = max(seconds, took)
-        return seconds
 
 
 class Exchange:
@@ -189,7 +91,14 @@ class Exchange:
     # -- asking
 
     def _ask(self, ask: Ask, left: float) -> tuple[Any, float]:
-        request = _Request(ask)
+        if len(ask.keys) == 1 and ask.late is None and 0 < left <= self._timeout:
+            began = time.monotonic()
+            reply = self._ask_at_once(ask, left)
+            if reply is not NOT_AT_HAND:
+                seconds = time.monotonic() - began
+                self._recorder.spent(seconds)
+                return [reply], left - seconds
+        request = Errands(ask)
         try:
             bells: list[threading.Lock] = []
 
@@ -208,8 +117,17 @@ class Exchange:
             raise
         return self._settle(request, left)
 
+    def _ask_at_once(self, ask: Ask, left: float) -> Any:
+        """Ask on this thread, if a connection is at hand."""
+        place = None if self._threads is None else self._threads.of(ask.keys[0])
+        if place is None or not place.health.breaker.closed:
+            return NOT_AT_HAND
+        reply = place.read.ask(ask.commands[0], left)
+        failed = isinstance(reply, Exception) and not isinstance(reply, Refusal)
+        return FAILED if failed or reply is LATE else reply
+
     @staticmethod
-    def _listen(errand: _Errand, bell: threading.Lock) -> None:
+    def _listen(errand: Errand, bell: threading.Lock) -> None:
         seconds = errand.deadline - time.monotonic()
         while not bell.acquire(timeout=max(0.0, seconds)):
             seconds = errand.more()
@@ -219,7 +137,7 @@ class Exchange:
     async def _aask(
         self, ask: Ask, left: float, places: LoopPlaces | ThreadPlaces | None
     ) -> tuple[Any, float]:
-        request = _Request(ask)
+        request = Errands(ask)
         try:
             loop = asyncio.get_running_loop()
             bells: list[asyncio.Future[None]] = []
@@ -229,9 +147,10 @@ class Exchange:
                 bells.append(bell)
                 return lambda: _ring(loop, bell)
 
-            self._send(request, left, places, notify)
+            self._send(request, left, places, notify, at_once=len(ask.keys) == 1 and not ask.late)
             for errand, bell in zip(request.errands, bells, strict=True):
-                await self._alisten(loop, errand, bell)
+                if errand.job.finished is None:
+                    await self._alisten(loop, errand, bell)
                 request.finish(errand)
         except BaseException:
             request.give_up()
@@ -240,7 +159,7 @@ class Exchange:
 
     @staticmethod
     async def _alisten(
-        loop: asyncio.AbstractEventLoop, errand: _Errand, bell: asyncio.Future[None]
+        loop: asyncio.AbstractEventLoop, errand: Errand, bell: asyncio.Future[None]
     ) -> None:
         timer: asyncio.TimerHandle | None = None
 
@@ -260,10 +179,12 @@ class Exchange:
 
     def _send(
         self,
-        request: _Request,
+        request: Errands,
         left: float,
         places: LoopPlaces | ThreadPlaces | None,
         notify: Callable[[], Callable[[], None]],
+        *,
+        at_once: bool = False,
     ) -> None:
         """Hand the commands to the lanes of their places, if those may be asked."""
         ask = request.ask
@@ -285,9 +206,9 @@ class Exchange:
             if len(positions) < len(commands):
                 commands = [commands[position] for position in positions]
             job = Job(commands, notify(), ask.late)
-            errand = _Errand(job, place, place.read, positions, seconds)
+            errand = Errand(job, place, place.read, positions, seconds)
             request.errands.append(errand)
-            if not place.read.submit(job, patient=seconds > self._timeout):
+            if not place.read.submit(job, patient=seconds > self._timeout, at_once=at_once):
                 job.end(NotAsked())
 
     @staticmethod
@@ -304,7 +225,7 @@ class Exchange:
                 positions.setdefault(place, []).append(position)
         return positions
 
-    def _settle(self, request: _Request, left: float) -> tuple[Any, float]:
+    def _settle(self, request: Errands, left: float) -> tuple[Any, float]:
         """Count what it took; return the replies, and the time left."""
         self._recorder.spent(time.monotonic() - request.began)
         return request.replies, left - request.charge()

@@ -58,6 +58,18 @@ class Refusal(Exception):  # noqa: N818 - an answer
         return self.code in {"READONLY", "OOM", "MISCONF", "NOREPLICAS"}
 
 
+class Late:
+    """Stands for a reply that has not come in time."""
+
+
+class NotAtHand:
+    """Stands for a reply that there is not, since no session is at hand: ask by a job."""
+
+
+LATE: Final = Late()
+NOT_AT_HAND: Final = NotAtHand()
+
+
 class Job:
     """Commands for one place, what came of them, and who is told.
 
@@ -117,6 +129,12 @@ class Job:
             self.notify()
         else:
             self._came_late()
+
+    def answer(self, replies: list[Any] | Exception) -> None:
+        """Note what came of it while its caller submits it, and need not be told."""
+        self.replies = replies
+        self.finished = time.monotonic()
+        self._comes_first()
 
     def leave(self) -> bool:
         """Note that its caller leaves. False: it has ended, and `replies` are the caller's."""

@@ -27,6 +27,9 @@ WAITERS: Final = 32
 TASKS: Final = 16
 """Requests that an async client has under way for queries to one place."""
 
+KEYS_TRIED: Final = 512
+"""Keys by which the nodes of a cluster are found: enough for some dozens."""
+
 LET_GO_SECONDS: Final = 1.0
 """Between two times that a server which has become a replica has its connections dropped."""
 
@@ -79,7 +82,7 @@ class ThreadPlaces:
             readers = max(1, min(readers, (most - 1) // 2))
             waiters = max(0, min(waiters, most - 1 - readers))
 
-        def lane(most: int, health: Health | None) -> ThreadLane:
+        def lane(most: int, health: Health | None, *, lends: bool = False) -> ThreadLane:
             return ThreadLane(
                 lambda: self._driver.open(name),
                 most=most,
@@ -87,9 +90,10 @@ class ThreadPlaces:
                 heed=lambda refusal: self._heed(place, refusal),
                 timeout=self._timeout,
                 queues=health is not None,
+                lends=lends,
             )
 
-        read = lane(readers, health)
+        read = lane(readers, health, lends=True)
         write = read if most == 1 else lane(1, health)
         # That waiting takes long, or fails, says nothing: who waits asks on the lane of readers.
         place = Place(health, read, write, lane(waiters, None) if waiters else None)
@@ -179,3 +183,14 @@ class LoopPlaces:
         for place in list(self._places.values()):
             for lane in place.lanes():
                 lane.close()
+
+
+def one_key_each(places: Places, prefix: str) -> list[str | bytes]:
+    """Return one key for each place that keys are found to be at, out of many keys."""
+    keys: dict[Place, str | bytes] = {}
+    for number in range(KEYS_TRIED):
+        key = f"{prefix}{number}"
+        place = places.of(key)
+        if place is not None:
+            keys.setdefault(place, key)
+    return list(keys.values())

@@ -7,8 +7,17 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from prefetch_embeddings._redis.jobs import Job, NotAsked, Refusal, counted, judge, more_time
-from prefetch_embeddings._redis.transports import MOST_COMMANDS, MOST_JOBS
+from prefetch_embeddings._redis.jobs import (
+    NOT_AT_HAND,
+    Job,
+    NotAsked,
+    Refusal,
+    counted,
+    judge,
+    more_time,
+)
+from prefetch_embeddings._redis.lines import MOST_COMMANDS
+from prefetch_embeddings._redis.sessions import MOST_JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -53,7 +62,7 @@ class TaskLane:
         self._moved_at = 0.0
         self._closed = False
 
-    def submit(self, job: Job, *, patient: bool = False) -> bool:  # noqa: ARG002 - connects anyway
+    def submit(self, job: Job, *, patient: bool = False, at_once: bool = False) -> bool:  # noqa: ARG002 - it connects, and awaits, anyway
         """Have `job` done. False: it will not be: no task can be started."""
         if self._closed:
             return False
@@ -71,6 +80,10 @@ class TaskLane:
             task.add_done_callback(self._ended)
         self._jobs.append(job)
         return True
+
+    def ask(self, command: Command, seconds: float) -> Any:  # noqa: ARG002 - it would block
+        """Return `NOT_AT_HAND`: the client is the event loop's."""
+        return NOT_AT_HAND
 
     def more(self, job: Job, seconds: float) -> float:
         """Return how many seconds more `job` may have; see `more_time`."""

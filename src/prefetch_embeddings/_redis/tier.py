@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from prefetch_embeddings._redis import lease
+from prefetch_embeddings._redis.calls import Batch, Query
 from prefetch_embeddings._redis.clients import check_async_client, check_client, driver_of
 from prefetch_embeddings._redis.codec import Codec
 from prefetch_embeddings._redis.connections import AsyncClient
 from prefetch_embeddings._redis.exchange import WARM_UP_SECONDS, Exchange, ask
 from prefetch_embeddings._redis.jobs import Refusal
-from prefetch_embeddings._redis.lookup import Lookups, NoReply, Shelf
-from prefetch_embeddings._redis.places import LoopPlaces, ThreadPlaces
+from prefetch_embeddings._redis.lookup import Lookups
+from prefetch_embeddings._redis.places import LoopPlaces, ThreadPlaces, one_key_each
 from prefetch_embeddings._redis.recorder import RedisRecorder
+from prefetch_embeddings._redis.requests import NoReply
+from prefetch_embeddings._redis.shelf import Shelf
 from prefetch_embeddings._redis.urls import driver_for
 from prefetch_embeddings._redis.writer import Writer
 
@@ -22,10 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from prefetch_embeddings._redis.jobs import Job
-    from prefetch_embeddings._redis.lease import Lease
-    from prefetch_embeddings._redis.lookup import Request, Slot
     from prefetch_embeddings._redis.places import Place
     from prefetch_embeddings._redis.recorder import RedisCacheEvent
+    from prefetch_embeddings._redis.requests import Request
     from prefetch_embeddings.existing import ExistingCache
 
 
@@ -124,15 +126,24 @@ class Tier:
 
     def query(self, text: str) -> Query:
         """Begin one query."""
-        return Query(self, self.shelf.slot("query", text))
+        return Query(self.shelf, self.lookups, text)
 
-    def document_slots(self, texts: Sequence[str]) -> list[Slot]:
-        """Return where the vectors of documents belong."""
-        return [self.shelf.slot("document", text) for text in texts]
+    def batch(self, texts: Sequence[str]) -> Batch:
+        """Begin one call for documents."""
+        return Batch(self.shelf, self.lookups, texts)
 
-    def ping(self) -> Generator[Request, Any, Any]:
-        """Ask whether Redis answers, so that there is a connection."""
-        return ask([("PING",)], [self._prefix])
+    def ping(self, *, on_loop: bool) -> Generator[Request, Any, None]:
+        """Ask all that keys are kept by whether it answers, so that there are connections.
+
+        Args:
+            on_loop: Whether a coroutine asks; else a thread.
+        """
+        places = (self._places_of_loop() if on_loop else None) or self._threads
+        yield from ask([("PING",)], [self._prefix])
+        # Only now it is known which nodes a cluster has.
+        keys = [] if places is None else one_key_each(places, self._prefix)
+        if len(keys) > 1:
+            yield from ask([("PING",)] * len(keys), keys)
 
     def forget(self, text: str) -> Generator[Request, Any, Any]:
         """Keep nothing of `text` that is under way, and delete what Redis has."""
@@ -192,33 +203,3 @@ class Tier:
         except RuntimeError:  # a coroutine was thrown away after its event loop
             return None
         return None if places is None else places.of(key)
-
-
-class Query:
-    """One query's way; a context manager that leaves no lease behind, however it ends."""
-
-    __slots__ = ("_lease", "_moment", "_slot", "_tier")
-
-    def __init__(self, tier: Tier, slot: Slot) -> None:
-        self._tier = tier
-        self._slot = slot
-        self._moment = tier.shelf.moment
-        self._lease: Lease | None = None
-
-    def steps(self) -> Generator[Request, Any, list[float] | None]:
-        """Look for the vector, or else for the right to make the call."""
-        found = yield from self._tier.lookups.one(self._slot)
-        self._lease = found.lease
-        return found.vector
-
-    def keep(self, vector: Sequence[float]) -> list[float]:
-        """Have the model's vector stored; return a copy for the caller."""
-        held, self._lease = self._lease, None
-        return self._tier.shelf.keep(self._slot, vector, self._moment, held)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        held, self._lease = self._lease, None
-        self._tier.shelf.give_up(self._slot, held)

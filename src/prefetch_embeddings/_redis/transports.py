@@ -1,9 +1,9 @@
 """How jobs reach Redis: through threads that have connections of their own.
 
-Whoever asks makes a `Job`, hands it to a lane and waits for it as long as it likes: it never
-touches a connection. So a name server, a handshake or a reply that hangs holds up nobody, a caller
-that leaves disturbs nobody, and what comes too late is still put to use. Jobs that come together
-travel together.
+Whoever asks makes a `Job`, hands it to a lane and waits for it as long as it likes. So a name
+server, a handshake or a reply that hangs holds up nobody, a caller that leaves disturbs nobody, and
+what comes too late is still put to use. Jobs that come together travel together. A thread that asks
+for one thing may borrow a session that is idle instead, and is cut off from it in time.
 
 A lane leads to one place: a server, or one node of a cluster. There are no locks: every step on
 what threads share is atomic by itself, so that a lane may be used from a finaliser or a signal
@@ -12,59 +12,58 @@ handler, too.
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from prefetch_embeddings._background import pool as workers
 from prefetch_embeddings._redis.jobs import (
+    LATE,
+    NOT_AT_HAND,
     Gone,
     Job,
-    NotAsked,
     Refusal,
-    as_exception,
-    counted,
     judge,
     more_time,
 )
+from prefetch_embeddings._redis.lines import Line
+from prefetch_embeddings._redis.sessions import Shared, do_nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from prefetch_embeddings._redis.breaker import Health
     from prefetch_embeddings._redis.jobs import Command
-
-MOST_JOBS: Final = 64
-"""Jobs that travel together."""
-
-MOST_COMMANDS: Final = 128
-"""Commands that travel together, so that a large batch keeps what came in time."""
-
-IDLE_SECONDS: Final = 30.0
-"""After so long without work a connection is closed, and its thread ends."""
+    from prefetch_embeddings._redis.sessions import Kept, Session
 
 RESTED_SECONDS: Final = 5.0
 """What was idle for so long is suspect once a reply has failed to come: a firewall may have
 forgotten it."""
 
-RETRY_SECONDS: Final = 0.25
-"""Between two attempts to connect, as long as somebody wants Redis."""
 
-WANTED_SECONDS: Final = 2.0
-"""For so long after somebody wanted Redis it is tried to connect."""
-
-_TAKEN: Final = object()
+AT_ONCE_SECONDS: Final = 0.0002
+"""What an event loop may wait for a reply. Changing to another thread and back takes as long."""
 
 
 class Lane(Protocol):
     """Leads to one place."""
 
-    def submit(self, job: Job, *, patient: bool = False) -> bool:
+    def submit(self, job: Job, *, patient: bool = False, at_once: bool = False) -> bool:
         """Have `job` done. Never blocks. False: it will not be, as things are.
 
-        `patient` jobs are also taken while a connection is being made that takes long.
+        Args:
+            job: What is to be done.
+            patient: It is also taken while a connection is being made that takes long.
+            at_once: It is one command for a reply. If the last one was here at once, as from a
+                server on the same machine, this one may be waited for as long as that: it costs
+                less than to change threads.
+        """
+
+    def ask(self, command: Command, seconds: float) -> Any:
+        """Ask on the caller's thread, if a session is at hand; blocks for up to `seconds`.
+
+        Returns:
+            The reply; `LATE`: there was none in time; `NOT_AT_HAND`; or an exception, if it failed.
         """
 
     def more(self, job: Job, seconds: float) -> float:
@@ -84,92 +83,6 @@ class Lane(Protocol):
         """Take nothing more and let go of connections. Does not wait."""
 
 
-class Session(Protocol):
-    """A way to one place that is open. Used by one thread at a time."""
-
-    def execute(self, commands: Sequence[Command]) -> list[Any]:
-        """Return the replies in order; an error that the server answered is a `Refusal` in place.
-
-        Raises:
-            Gone: The other side has closed the connection.
-            Exception: Whatever else went wrong.
-        """
-
-    def close(self) -> None:
-        """Let go of it."""
-
-
-class _Shared:
-    """What the threads of a lane share, and how they get their jobs."""
-
-    def __init__(
-        self,
-        open_session: Callable[[], Session],
-        health: Health | None,
-        heed: Callable[[Refusal | None], None],
-    ) -> None:
-        self.open = open_session
-        self.health = health
-        self.heed = heed
-        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        # One entry for each thread that waits; who submits takes one out, and so counts on it.
-        self.idle: dict[object, None] = {}
-        self.threads: dict[object, None] = {}
-        self.sessions: dict[object, None] = {}
-        self.connecting: dict[object, float] = {}  # since when
-        self.moved_at = 0.0
-        self.wanted_at = 0.0
-        self.drop_before = 0.0  # sessions opened earlier are not used again
-        self.suspect_before = 0.0  # nor those that were used last before
-        self.closed = False
-
-    def next(self, seconds: float) -> Job | None:
-        """Return the next job, waiting up to `seconds` for it; None: there was none."""
-        if not self.jobs.empty() and (ready := self._get(0.0)) is not None:
-            return ready
-        token = object()
-        self.idle[token] = None
-        job = self._get(seconds)
-        if self.idle.pop(token, _TAKEN) is _TAKEN and job is None and not self.closed:
-            return self._get(1.0)  # somebody counts on this thread: the job is on its way
-        return job
-
-    def _get(self, seconds: float) -> Job | None:
-        try:
-            return self.jobs.get(timeout=seconds)
-        except queue.Empty:
-            return None
-
-    def with_more(self, first: Job) -> list[Job]:
-        """Return `first` and what else is in line, as much as should travel together."""
-        batch = [first]
-        while len(batch) < MOST_JOBS:
-            try:
-                job = self.jobs.get_nowait()
-            except queue.Empty:
-                break
-            if job is None:  # the end, which is some thread's to hear
-                self.jobs.put(None)
-                break
-            batch.append(job)
-        return batch
-
-    def end_others(self) -> None:
-        """Let all threads hear that the lane is closed."""
-        for _ in range(len(self.threads)):
-            self.jobs.put(None)
-
-    def fail_queued(self, error: Exception) -> None:
-        """End all jobs that are in line."""
-        while True:
-            try:
-                job = self.jobs.get_nowait()
-            except queue.Empty:
-                return
-            if job is not None:
-                job.end(error)
-
-
 class ThreadLane:
     """Threads, started as needed, with a session each; they take jobs from one queue.
 
@@ -180,6 +93,7 @@ class ThreadLane:
         heed: Is told of refusals, and with None of lost connections, before whoever waits is.
         timeout: What a caller gives Redis, in seconds.
         queues: Whether jobs may wait for a thread; else those that would are not taken.
+        lends: Whether callers may ask on their own threads.
     """
 
     def __init__(
@@ -191,16 +105,20 @@ class ThreadLane:
         heed: Callable[[Refusal | None], None],
         timeout: float,
         queues: bool = True,
+        lends: bool = False,
     ) -> None:
         self._most = most
         self._queues = queues
+        self._lends = lends
         self._timeout = timeout
-        self._shared = _Shared(open_session, health, heed)
+        self._shared = Shared(open_session, health, heed)
 
-    def submit(self, job: Job, *, patient: bool = False) -> bool:
+    def submit(self, job: Job, *, patient: bool = False, at_once: bool = False) -> bool:
         """Have `job` done. Never blocks. False: it will not be, as things are."""
         shared = self._shared
         shared.wanted_at = job.submitted
+        if at_once and shared.took < AT_ONCE_SECONDS and self._answer_at_once(job):
+            return True
         if shared.closed or not (patient or self._is_near(job.submitted)):
             return False
         if not self._queues and not shared.idle and len(shared.threads) >= self._most:
@@ -211,6 +129,81 @@ class ThreadLane:
         except KeyError:
             return self._start()
         return True
+
+    def ask(self, command: Command, seconds: float) -> Any:
+        """Ask on the caller's thread, if a session is at hand; see `Lane`."""
+        shared = self._shared
+        kept = shared.borrow(seconds)
+        if kept is None:
+            return NOT_AT_HAND
+        shared.wanted_at = began = kept.deadline - seconds
+        reply = self._use(kept, command, began, seconds)
+        if reply is LATE:
+            kept.owes = job = Job((command,), do_nothing)
+            job.sent = began
+            job.leave()
+            shared.give_back(kept)
+            self._note_late(began)
+        return reply
+
+    def _answer_at_once(self, job: Job) -> bool:
+        """Ask on this thread, where the reply should be here at once; False: by the queue, then."""
+        shared = self._shared
+        kept = shared.borrow(AT_ONCE_SECONDS)
+        if kept is None:
+            return False
+        job.sent = began = kept.deadline - AT_ONCE_SECONDS
+        reply = self._use(kept, job.commands()[0], began, AT_ONCE_SECONDS)
+        if reply is NOT_AT_HAND:
+            job.sent = None
+            return False
+        if reply is LATE:
+            shared.took = (
+                AT_ONCE_SECONDS  # the next ones ask by the queue, and see how long it takes
+            )
+            kept.owes = job
+            shared.give_back(kept)
+            shared.nudge()
+        elif isinstance(reply, Exception) and not isinstance(reply, Refusal):
+            job.answer(reply)
+        else:
+            job.answer([reply])
+        return True
+
+    def _use(self, kept: Kept, command: Command, began: float, seconds: float) -> Any:
+        """Ask by a borrowed session; what is `LATE` is left for the caller to give back."""
+        shared = self._shared
+        try:
+            reply = kept.session.ask(command, seconds)
+        except BaseException as error:
+            was_cut = kept.broken
+            kept.close()
+            shared.give_back(kept)
+            if not isinstance(error, Exception):
+                raise
+            if was_cut:  # since it took too long, whatever the session makes of it
+                self._note_late(began)
+                return TimeoutError()
+            if isinstance(error, Gone):  # while it was idle, most likely; a new connection tells
+                return NOT_AT_HAND
+            if shared.health is not None:
+                shared.health.failed(error, began, time.monotonic() - began)
+            shared.heed(None)
+            return error
+        if reply is LATE:
+            return reply
+        kept.used_at = shared.moved_at = now = time.monotonic()
+        shared.took = now - began
+        shared.give_back(kept)
+        judge((reply,), shared.health, began, shared.took, shared.heed)
+        return reply
+
+    def _note_late(self, began: float) -> None:
+        shared = self._shared
+        now = time.monotonic()
+        shared.suspect_before = now - RESTED_SECONDS
+        if shared.health is not None:
+            shared.health.failed(TimeoutError(), began, now - began)
 
     def _is_near(self, now: float) -> bool:
         """Return whether there is a connection, or one might be there in time."""
@@ -258,7 +251,7 @@ class ThreadLane:
         shared.threads[me] = None
         shared.connecting[me] = time.monotonic()
         thread = threading.Thread(
-            target=_Line(shared, me, together=self._queues).run,
+            target=Line(shared, me, together=self._queues, lends=self._lends).run,
             name="prefetch-embeddings-redis",
             daemon=True,
         )
@@ -270,150 +263,3 @@ class ThreadLane:
             if not isinstance(error, RuntimeError):
                 raise
         return bool(shared.threads)
-
-
-class _Line:
-    """One thread of a lane, and its session."""
-
-    def __init__(self, shared: _Shared, me: object, *, together: bool) -> None:
-        self._shared = shared
-        self._me = me
-        self._together = together
-        self._session: Session | None = None
-        self._opened_at = 0.0
-        self._used_at = 0.0
-
-    def run(self) -> None:
-        """Take jobs until there were none for a while, or the lane is closed."""
-        shared = self._shared
-        try:
-            self._run()
-        finally:
-            self._let_go()
-            shared.connecting.pop(self._me, None)
-            shared.threads.pop(self._me, None)
-            if shared.closed or not shared.threads:
-                shared.fail_queued(NotAsked())
-            if shared.closed:
-                shared.end_others()
-
-    def _run(self) -> None:
-        shared = self._shared
-        taken: list[Job] = []  # but not sent: there was no connection
-        while not shared.closed:
-            if self._session is None:
-                try:
-                    self._connect()
-                except BaseException as error:  # noqa: BLE001 - it is the jobs'
-                    self._could_not_connect(as_exception(error), taken)
-                    if time.monotonic() - shared.wanted_at > WANTED_SECONDS:
-                        return
-                    job = shared.next(RETRY_SECONDS)
-                    taken = [] if job is None else [job]
-                    continue
-            if not taken:
-                job = shared.next(IDLE_SECONDS)
-                if job is None:
-                    return
-                taken = shared.with_more(job) if self._together else [job]
-            if self._is_stale():
-                self._let_go()
-            else:
-                self._serve(taken)
-                taken = []
-        for job in taken:
-            job.end(NotAsked())
-
-    def _connect(self) -> None:
-        shared = self._shared
-        shared.connecting.setdefault(self._me, time.monotonic())
-        self._session = shared.open()
-        self._opened_at = self._used_at = time.monotonic()
-        shared.sessions[self._me] = None
-        shared.connecting.pop(self._me, None)
-        if shared.health is not None:
-            shared.health.connected()
-
-    def _could_not_connect(self, error: Exception, taken: list[Job]) -> None:
-        shared = self._shared
-        now = time.monotonic()
-        began = shared.connecting.pop(self._me, now)
-        if not isinstance(error, NotAsked):
-            if shared.health is not None:
-                shared.health.failed_to_connect(error, began, now - began)
-            shared.heed(error if isinstance(error, Refusal) else None)
-        for job in taken:
-            job.end(error)
-        if not shared.sessions:
-            shared.fail_queued(error)
-
-    def _let_go(self) -> None:
-        session, self._session = self._session, None
-        self._shared.sessions.pop(self._me, None)
-        if session is not None:
-            with contextlib.suppress(Exception):  # nobody needs it any more
-                session.close()
-
-    def _is_stale(self) -> bool:
-        shared = self._shared
-        return self._opened_at < shared.drop_before or self._used_at < shared.suspect_before
-
-    def _serve(self, batch: list[Job]) -> None:
-        """Send what is still wanted, as much as should travel together at a time."""
-        together: list[tuple[Job, Sequence[Command]]] = []
-        count = 0  # of commands
-        for job in batch:
-            if job.left:
-                continue
-            try:
-                commands = job.commands()
-            except Exception as error:  # noqa: BLE001 - it is this job's alone
-                job.end(error)
-                continue
-            if together and count + len(commands) > MOST_COMMANDS:
-                self._exchange(together)
-                together, count = [], 0
-            together.append((job, commands))
-            count += len(commands)
-        if together:
-            self._exchange(together)
-
-    def _exchange(self, together: list[tuple[Job, Sequence[Command]]]) -> None:
-        shared = self._shared
-        commands = together[0][1]
-        if len(together) > 1:
-            commands = [command for _, some in together for command in some]
-        began = time.monotonic()
-        for job, _ in together:
-            job.sent = began
-        try:
-            replies = counted(self._replies(commands), commands)
-        except BaseException as caught:  # noqa: BLE001 - it is the jobs'
-            self._let_go()
-            error = as_exception(caught)
-            if not isinstance(error, NotAsked):
-                if shared.health is not None:
-                    shared.health.failed(error, began, time.monotonic() - began)
-                shared.heed(None)
-            for job, _ in together:
-                job.end(error)
-            return
-        self._used_at = shared.moved_at = time.monotonic()
-        judge(replies, shared.health, began, self._used_at - began, shared.heed)
-        if len(together) == 1:
-            together[0][0].end(replies)
-            return
-        start = 0
-        for job, some in together:
-            job.end(replies[start : start + len(some)])
-            start += len(some)
-
-    def _replies(self, commands: Sequence[Command]) -> list[Any]:
-        if self._session is not None:
-            try:
-                return self._session.execute(commands)
-            except Gone:  # while it was idle, most likely; a new connection tells
-                self._let_go()
-        self._connect()
-        assert self._session is not None  # noqa: S101 - it is connected
-        return self._session.execute(commands)

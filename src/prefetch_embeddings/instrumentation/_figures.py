@@ -159,4 +159,4 @@ def tiers_of(wrapper: Tier) -> list[Tier]:
 def _is_closed(tier: Tier) -> bool:
     if isinstance(tier, PrefetchingEmbeddings | PrefetchingRetriever):
         return tier.prefetcher.closed
-    return tier._closed  # noqa: SLF001
+    return tier.closed
