@@ -2,8 +2,8 @@
 
 Each scenario is explored with one forced switch at every line of the core; and, with `DEEP=1`, with
 one at every bytecode, and with two at every line. Wrong variants of the core, small and likely
-mistakes, must be caught. `make schedules` goes deep, and shows how many
-schedules that were. From Python 3.12 on a thread is no longer told of each bytecode.
+mistakes, must be caught. `make schedules` goes deep, and shows how many schedules that were. From
+Python 3.12 on a thread is no longer told of each bytecode.
 
 What this cannot see:
 
@@ -24,6 +24,7 @@ import os
 import queue
 import sys
 import textwrap
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,6 +45,7 @@ from prefetch_embeddings.testing import (
     ScriptedEmbeddings,
     assert_no_leaks,
 )
+from tests.helpers import Call, until
 from tests.tools.schedules import Found, Schedule, explore
 
 logger = logging.getLogger("prefetch_embeddings")
@@ -572,3 +574,23 @@ WRONG: list[tuple[str, type[Scenario], Variant]] = [
 def test_a_wrong_core_is_caught(scenario: type[Scenario], wrong: Variant) -> None:
     found = explored(scenario, ONE_SWITCH, wrong)
     assert found.failure is not None, f"{found.schedules} schedules, and nothing found"
+
+
+def test_no_call_is_made_for_a_flight_that_ended_before_its_thread_began() -> None:
+    """A flight is overdue, and lands before the thread that is to call once more begins."""
+    schedule = Schedule([], frozenset(), preemptions=0, opcodes=False)
+    with quiet():
+        scenario = OverdueAndLand(schedule)
+        scenario.core.steps.lock = threading.RLock()
+        job = scenario.executor._source.take()
+        assert job is not None
+        query = Call(scenario.query)
+        until(lambda: scenario.embeddings.time.calls_to_come)
+        scenario.embeddings.time.advance(100.0)
+        assert scenario.aside.jobs
+        job()
+        query.result()
+        for late in scenario.aside.jobs:
+            late()
+    assert scenario.model.calls_for("q") == 1
+    assert_no_leaks(scenario.embeddings)
