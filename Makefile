@@ -7,7 +7,7 @@ TEST := $(VENVS)/.venv-test
 PLACES := $(VENVS)/.venv-places
 RUNTIMES := $(VENVS)/.venv-runtimes
 
-.PHONY: help demo test lint lowest versions runtimes places bench soak fleet repeat deep mutants clean
+.PHONY: help demo test lint lowest versions runtimes places bench soak fleet repeat deep schedules mutants clean
 
 help:
 	@echo "make demo   a voice bot's turn with and without prefetching, side by side"
@@ -21,6 +21,7 @@ help:
 	@echo "make fleet  failovers of a real cluster and of Sentinel under traffic: some minutes"
 	@echo "make repeat all tests twenty times on a loaded machine, threads switching all the time"
 	@echo "make deep   interrupts and re-enters the core at every step, in all its ways: some minutes"
+	@echo "make schedules  the core's threads in every order with up to two switches: some minutes"
 	@echo "make mutants  change the core line by line; do the tests notice?"
 	@echo "make clean  remove the environments"
 
@@ -64,6 +65,9 @@ repeat: $(TEST)/installed
 
 deep: $(TEST)/installed
 	DEEP=1 STATE_MACHINE_EXAMPLES=2000 $(TEST)/bin/python -m pytest --timeout 1200 tests/flights/test_interrupted.py tests/flights/test_reentrant.py tests/flights/test_state_machine.py $(ARGS)
+
+schedules: $(TEST)/installed
+	DEEP=1 $(TEST)/bin/python -m pytest -s --timeout 3600 tests/flights/test_schedules.py $(ARGS)
 
 mutants: $(TEST)/installed
 	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[mutation]'

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
 from prefetch_embeddings import Hedge, PrefetchStats
-from prefetch_embeddings._flights.flight import End, Met, Run, State, Visit
+from prefetch_embeddings._flights.flight import End, Flight, Met, Run, State, Visit
 from prefetch_embeddings._flights.patience import MOST_CALLS, UNMEASURED_LIMIT
+from prefetch_embeddings._flights.steps import ReenteredError
 from tests.core.parts import CONTEXT, NOTHING, Core, Someone, elsewhere, flight_of, run_of
 
 
@@ -594,3 +596,107 @@ def test_looks_are_planned_for_the_first_that_may_be_due(core: Core) -> None:
     assert core.looks_called_for == 2
     core.time.advance(9.0)
     assert core.visits.plan_look() == 0.0, "not in the past"
+
+
+# --- Counts and moments, more than once ----------------------------------------------------------
+
+
+def test_each_query_counts_once_more_by_what_it_met(core: Core) -> None:
+    for number in range(2):
+        core.query(f"missed {number}", Met.MISSED)
+        core.queued(f"queued {number}")
+        core.query(f"queued {number}", Met.CLAIMED)
+        core.done(f"ready {number}")
+        core.query(f"ready {number}", Met.READY)
+    stats = core.stats
+    assert (stats.query_missed, stats.query_claimed, stats.query_ready) == (2, 2, 2)
+
+
+def test_the_call_of_a_miss_begins_when_the_query_comes(core: Core) -> None:
+    core.time.advance(3.0)
+    visit = core.query("q", Met.MISSED)
+    assert flight_of(visit).asked_at == core.time()
+    assert run_of(visit).started_at == core.time()
+    assert flight_of(visit).started_at == core.time()
+
+
+def test_a_call_beside_one_that_cannot_turn_begins_now(
+    core: Core, loop: asyncio.AbstractEventLoop
+) -> None:
+    core.on_loop(loop)
+    visit = core.query("q", Met.JOINED)
+    core.time.advance(3.0)
+    core.visits.join_in(visit)
+    assert run_of(visit).started_at == flight_of(visit).called_at == core.time()
+
+
+def test_who_recovers_on_a_loop_calls_there(core: Core, loop: asyncio.AbstractEventLoop) -> None:
+    core.running()
+    first = core.query("q", Met.JOINED, loop=loop)
+    failed = flight_of(first)
+    failed_under(core, first)
+    core.running()
+    again = core.query("q", Met.JOINED, loop=loop, after=failed)
+    assert run_of(again).loop is loop
+
+
+def test_an_heir_knows_how_many_are_to_come(core: Core) -> None:
+    core.running()
+    visits = [core.query("q", Met.JOINED) for _ in range(4)]
+    failed = flight_of(visits[0])
+    failed_under(core, *visits)
+    to_come = []
+    for visit in visits:
+        visit.after = failed
+        core.visits.enter(visit)
+        if visit.run is not None:
+            elsewhere(visit.run)
+        to_come.append(flight_of(visit).to_come)
+    assert to_come == [3, 2, 1, 0]
+
+
+def test_the_hot_path_is_a_step(core: Core) -> None:
+    """What calls in while it is under way is refused, and it is refused within a step."""
+    core.done()
+    within: list[bool] = []
+    use = core.books.shelf.use
+
+    def called_in(flight: Flight[str]) -> None:
+        within.append(core.steps.within)
+        assert core.visits.ready("q", "q") is None
+        with pytest.raises(ReenteredError):
+            core.map.forget("q")
+        use(flight)
+
+    core.books.shelf.use = called_in  # type: ignore[method-assign]
+    assert core.visits.ready("q", "q") is not None
+    assert within == [True]
+    assert core.steps.within is False
+
+
+def test_a_hot_path_that_was_torn_is_mended(core: Core) -> None:
+    core.done()
+    mended: list[int] = []
+    core.steps.mend = mended.append
+
+    def interrupted(flight: Flight[str]) -> None:
+        raise KeyboardInterrupt
+
+    core.books.shelf.use = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        core.visits.ready("q", "q")
+    assert core.visits.ready("q", "q") is None, "what was torn is mended first, by another step"
+    core.map.expire()
+    assert mended == [threading.get_ident()]
+
+
+def test_who_carries_a_flight_cannot_wait_for_it(core: Core) -> None:
+    """As a finaliser would that interrupts the thread which makes the call."""
+    core.queued()
+    claimed, _ = core.map.claim_job()
+    assert claimed is not None
+    with pytest.raises(ReenteredError):
+        core.visits.enter(Someone())
+    with pytest.raises(ReenteredError):
+        core.visits.attend(Someone(for_query=False), claim=False)
+    assert not claimed.runs[0].flight.waiters

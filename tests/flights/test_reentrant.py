@@ -27,6 +27,8 @@ Doing = Callable[[ManualPrefetchingEmbeddings], Any]
 # one, each method is called, by a trace function in the very same thread. What deadlocks does so
 # every time.
 
+DEEP = bool(os.environ.get("DEEP"))
+
 INSIDE: dict[str, Doing] = {
     "prefetch": lambda e: e.prefetch("q"),
     "prefetch_many": lambda e: e.prefetch_many(["q", "r"]),
@@ -163,11 +165,11 @@ def called_at_line(inside: str, called: str, at: int) -> tuple[CallsAtLine, str]
 @pytest.mark.parametrize("inside", INSIDE)
 def test_at_every_line(inside: str, called: str) -> None:
     # Every line with DEEP=1; else every fifth, another one in each case.
-    stride = 1 if os.environ.get("DEEP") else 5
+    stride = 1 if DEEP else 5
     at = -(len(inside + called) % stride)
     wrong = []
     while True:
-        at += stride if at < 400 else 7  # loops of asyncio's are long
+        at += stride if at < 400 or DEEP else 7  # loops of asyncio's are long
         tracer, what = called_at_line(inside, called, at)
         if what:
             wrong.append(f"at {tracer.where}: {what}")

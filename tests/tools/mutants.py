@@ -97,9 +97,9 @@ def run(module: str, python: str, children: int, keep: Path | None) -> list[Muta
             shutil.copytree(ROOT / part, tree / part, ignore=ignore, dirs_exist_ok=True)
         for name in ("README.md", "CHANGELOG.md"):
             shutil.copy(ROOT / name, tree / name)
-        for path in (tree / "tests/helpers.py", tree / PACKAGE / "testing.py"):
+        for path in (tree / "tests/helpers.py", tree / PACKAGE / "testing/_scripts.py"):
             text = path.read_text("utf-8")
-            path.write_text(text.replace("PATIENCE = 30.0", f"PATIENCE = {SHORT_PATIENCE}"))
+            path.write_text(re.sub(r"(PATIENCE(: Final)?) = 30.0", rf"\1 = {SHORT_PATIENCE}", text))
         path = tree / PACKAGE / f"{module}.py"
         path.write_text(undecorated(path.read_text("utf-8")), "utf-8")
         tests = [test for test in TESTS[module] if (tree / test).exists()]

@@ -134,6 +134,8 @@ class InThreads(Generic[V]):
         """Carry out a run in a thread of its own, which may hang; False if none can be had."""
 
         def job() -> None:
+            if run.flight.ended:
+                return  # it ended before this thread came to it: nobody wants the call
             run.aside = True  # from here on, and not before, it is another thread's
             context.run(self.run_here, run, is_callers=False)
 
