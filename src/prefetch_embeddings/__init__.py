@@ -1,4 +1,4 @@
-"""Start a query's embedding before the retriever asks for it."""
+"""Retrieval for nothing: starts it, or its embedding, before the chain asks for it."""
 
 import importlib
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     )
     from prefetch_embeddings.redis_cache import RedisCachedEmbeddings
     from prefetch_embeddings.retriever import PrefetchingRetriever
+
+__version__ = "0.2.0"
 
 __all__ = [
     "ENGLISH_FILLERS",
