@@ -16,7 +16,6 @@ all these steps are made of is in `books`.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from prefetch_embeddings._flights.flight import (
@@ -26,7 +25,7 @@ from prefetch_embeddings._flights.flight import (
     State,
     Ticket,
 )
-from prefetch_embeddings._flights.steps import ReenteredError, Steps, look, step
+from prefetch_embeddings._flights.steps import Steps, hot_step, look, step
 
 if TYPE_CHECKING:
     import asyncio
@@ -74,32 +73,9 @@ class FlightMap(Generic[V]):
 
     # --- Prefetches ----------------------------------------------------------------------------
 
+    @hot_step
     def begin(self, key: Hashable, text: str, options: Any, context: contextvars.Context) -> Begun:
-        """Queue a flight for a worker, unless the key has one. The hot path: a step by hand.
-
-        Raises:
-            ReenteredError: As from any step.
-        """
-        steps = self.steps
-        with steps.lock:
-            if steps.within:
-                raise ReenteredError
-            steps.within = True
-            try:
-                if steps.torn_by is not None:
-                    steps.mend(steps.torn_by)
-                    steps.torn_by = None
-                begun = self._begin(key, text, options, context)
-            except BaseException:
-                steps.torn_by = threading.get_ident()
-                raise
-            finally:
-                steps.within = False
-        if steps.put_off:
-            steps.catch_up()
-        return begun
-
-    def _begin(self, key: Hashable, text: str, options: Any, context: contextvars.Context) -> Begun:
+        """Queue a flight for a worker, unless the key has one."""
         books = self._books
         now = books.clock()
         if key in books.shelf.by_key or books.closed or not text or text.isspace():

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
 
 
 class ReenteredError(Exception):
@@ -87,6 +91,36 @@ def step(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
                 result = method(self, *args, **kwargs)
             except ReenteredError:
                 raise  # the step has found out by itself, before it changed anything
+            except BaseException:
+                steps.torn_by = threading.get_ident()
+                raise
+            finally:
+                steps.within = False
+        if steps.put_off:
+            steps.catch_up()
+        return result
+
+    functools.update_wrapper(run, method)
+    return run
+
+
+def hot_step(method: Callable[[S, A, B, C, D], R]) -> Callable[[S, A, B, C, D], R]:
+    """Mark a method of four arguments as a step.
+
+    The same as `step`, but for packing the arguments, which would be a tenth of a prefetch.
+    """
+
+    def run(self: S, a: A, b: B, c: C, d: D) -> R:
+        steps = self.steps
+        with steps.lock:
+            if steps.within:
+                raise ReenteredError
+            steps.within = True
+            try:
+                if steps.torn_by is not None:
+                    steps.mend(steps.torn_by)
+                    steps.torn_by = None
+                result = method(self, a, b, c, d)
             except BaseException:
                 steps.torn_by = threading.get_ident()
                 raise
