@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from examples.voice_bot import knowledge, report
 from examples.voice_bot.arms import ARMS, own_model
-from examples.voice_bot.experiment import Plan, Result, run
+from examples.voice_bot.experiment import Plan, Result, run, write_log
 
 _REAL = "text-embedding-3-small"
 
@@ -64,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n" + "\n".join(report.bars(result)))
     if options.output is not None:
         _write(result, options.output)
+    if options.log is not None:
+        write_log(result, options.log)
     return 0
 
 
@@ -112,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PORT",
         help="serve the bots' metrics there meanwhile, at http://127.0.0.1:PORT/metrics, as a bot "
         "in operation does; 0 for any free port",
+    )
+    parser.add_argument(
+        "--log",
+        type=Path,
+        metavar="FILE",
+        help="write what happened to the callers without prefetching, for "
+        "python -m prefetch_embeddings.replay FILE",
     )
     parser.add_argument(
         "--output",

@@ -12,6 +12,7 @@ import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -26,9 +27,11 @@ from examples.voice_bot.stand_ins import (
     StandInChannel,
     StandInRecogniser,
     StandInTextToSpeech,
+    moments,
 )
 from examples.voice_bot.transcripts import listen_to
 from prefetch_embeddings import UtterancePrefetcher, match_spoken
+from prefetch_embeddings.replay import TranscriptLog
 
 _SECONDS_BETWEEN_CALLS = 0.25
 _SECONDS_BETWEEN_ARMS = 0.35
@@ -212,6 +215,23 @@ async def _prepare(arm: Arm, plan: Plan) -> None:
     if arm.server is not None:
         arm.server.set_delays(plan.delays())
     arm.begin()
+
+
+def write_log(result: Result, path: Path) -> None:
+    """Write what happened to the callers of the arm without prefetching, for the replay."""
+    now = 0.0
+    log = TranscriptLog(path, clock=lambda: now)
+    scale = result.plan.time_scale
+    for number, turn in enumerate(result.of(OFF)):
+        heard = listen_to(turn.question, seed=result.plan.seed)
+        began = 1000.0 * number  # each turn is a call of its own, long after the one before
+        call = f"call {number}"
+        for at, what, text in moments(heard):
+            now = began + at * scale
+            getattr(log, what)(call, *text)
+        now = began + heard.final_at * scale + turn.query.ended
+        log.query(call, turn.question, seconds=turn.query.seconds)
+    log.close()
 
 
 async def _turn(arm: Arm, question: Asked, plan: Plan) -> Turn:

@@ -36,6 +36,7 @@ from examples.voice_bot.arms import (
 )
 from examples.voice_bot.experiment import Plan, Result, Span, Turn
 from examples.voice_bot.transcripts import listen_to
+from prefetch_embeddings.replay import read, replay
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,8 +171,16 @@ def test_the_measurement_shows_what_prefetching_hides(
     assert met[OFF, "embedding"] == met[PLAIN_TASK, "retrieval"] == met[FLOOR, "retrieval"] == 0
 
 
-def test_the_filler_is_played_where_it_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--turns", "3", "--calls", "3", "--time-scale", "0.2"]) == 0
+def test_the_filler_is_played_where_it_is_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.jsonl"
+    assert main(["--turns", "3", "--calls", "3", "--time-scale", "0.2", "--log", str(log)]) == 0
+    lines, bad = read(log.read_text("utf-8").splitlines())
+    assert not bad
+    off, at_final, *_ = replay(lines, lambda line: line.seconds or 0.0)
+    assert (off.turns, at_final.turns) == (3, 3)
+    assert at_final.exposed_mean < off.exposed_mean
     printed = capsys.readouterr().out
     assert "or more is expected" in printed
     assert "exactly 1 call to the model and 1 search per turn: 1.00 and 1.00" in printed
