@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefetch_embeddings import UtterancePrefetcher
+from prefetch_embeddings.replay import LoggedSpeech
 
 
 @dataclass
 class _Call:
-    speech: UtterancePrefetcher
+    speech: UtterancePrefetcher | LoggedSpeech
     segments: str = ""  # the final ones of this turn, joined
     turn_has_words: bool = False
     is_talking: bool = False
@@ -47,7 +48,10 @@ class CallPrefetch:
     """
 
     def __init__(
-        self, new_speech: Callable[[], UtterancePrefetcher], *, speech_signals: bool = True
+        self,
+        new_speech: Callable[[], UtterancePrefetcher | LoggedSpeech],
+        *,
+        speech_signals: bool = True,
     ) -> None:
         self._new_speech = new_speech
         self._speech_signals = speech_signals

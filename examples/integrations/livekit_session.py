@@ -23,6 +23,7 @@ from livekit.agents import (
 )
 
 from prefetch_embeddings import UtterancePrefetcher
+from prefetch_embeddings.replay import LoggedSpeech
 
 
 class SessionPrefetch:
@@ -39,7 +40,9 @@ class SessionPrefetch:
         speech: For this session alone.
     """
 
-    def __init__(self, session: AgentSession[Any], speech: UtterancePrefetcher) -> None:
+    def __init__(
+        self, session: AgentSession[Any], speech: UtterancePrefetcher | LoggedSpeech
+    ) -> None:
         self._session = session
         self._speech = speech
         self._segments = ""  # the final ones that no message of the user's has used up, joined

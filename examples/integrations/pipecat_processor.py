@@ -20,6 +20,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.utils.string import TextPartForConcatenation, concatenate_aggregated_text
 
 from prefetch_embeddings import UtterancePrefetcher
+from prefetch_embeddings.replay import LoggedSpeech
 
 
 class PrefetchProcessor(FrameProcessor):
@@ -39,7 +40,7 @@ class PrefetchProcessor(FrameProcessor):
 
     def __init__(
         self,
-        speech: UtterancePrefetcher,
+        speech: UtterancePrefetcher | LoggedSpeech,
         aggregator: LLMUserAggregator,
         partials: type[frames.TextFrame] = frames.InterimTranscriptionFrame,
     ) -> None:

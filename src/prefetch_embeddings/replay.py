@@ -30,12 +30,12 @@ from prefetch_embeddings.events import PrefetchStarted, QueryServed
 from prefetch_embeddings.matching import match_spoken
 from prefetch_embeddings.speech import UtterancePrefetcher
 from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
-from prefetch_embeddings.transcripts import Line, TranscriptLog, read
+from prefetch_embeddings.transcripts import Line, LoggedSpeech, TranscriptLog, read
 
 if TYPE_CHECKING:
     from prefetch_embeddings.events import PrefetchEvent
 
-__all__ = ["Line", "Outcome", "TranscriptLog", "advice", "read", "replay", "table"]
+__all__ = ["Line", "LoggedSpeech", "Outcome", "TranscriptLog", "advice", "read", "replay", "table"]
 
 OFF: Final = "off"
 AT_FINAL: Final = "at final"

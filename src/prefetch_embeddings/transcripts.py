@@ -16,6 +16,8 @@ from prefetch_embeddings.matching import count_words, match_spoken
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from prefetch_embeddings.speech import UtterancePrefetcher
+
 What: TypeAlias = Literal[
     "partial", "final", "speech_started", "speech_stopped", "query", "hang_up"
 ]
@@ -119,6 +121,53 @@ class TranscriptLog:
         if seconds is not None:
             line["seconds"] = seconds
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+class LoggedSpeech:
+    """Stands in for an `UtterancePrefetcher`, and writes down what it is told.
+
+    An adapter of a voice framework takes it in the place of the prefetcher.
+
+    Args:
+        speech: Is told the same; None for a bot that only writes its log.
+        log: Where it is written.
+        call: Which call it is.
+    """
+
+    def __init__(self, speech: UtterancePrefetcher | None, log: TranscriptLog, call: str) -> None:
+        self._speech: Final = speech
+        self._log: Final = log
+        self._call: Final = call
+
+    def on_speech_started(self) -> None:
+        """Take in that the voice activity detector hears speech."""
+        self._log.speech_started(self._call)
+        if self._speech is not None:
+            self._speech.on_speech_started()
+
+    def on_speech_stopped(self) -> None:
+        """Take in that it hears silence."""
+        self._log.speech_stopped(self._call)
+        if self._speech is not None:
+            self._speech.on_speech_stopped()
+
+    def on_partial(self, text: str) -> None:
+        """Take in an interim transcript."""
+        self._log.partial(self._call, text)
+        if self._speech is not None:
+            self._speech.on_partial(text)
+
+    def on_final(self, text: str) -> None:
+        """Take in a final transcript."""
+        self._log.final(self._call, text)
+        if self._speech is not None:
+            self._speech.on_final(text)
+
+    def reset(self) -> None:
+        """Take in that the turn is void, or the call over."""
+        self._log.hang_up(self._call)
+        if self._speech is not None:
+            self._speech.reset()
 
 
 def read(lines: Iterable[str]) -> tuple[list[Line], list[int]]:

@@ -7,6 +7,7 @@ ignore nothing.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Hashable
 from typing import Literal, assert_never, assert_type
 
@@ -61,6 +62,16 @@ from prefetch_embeddings.existing import (
 )
 from prefetch_embeddings.instrumentation import opentelemetry, prometheus
 from prefetch_embeddings.openai import voice_embeddings
+from prefetch_embeddings.replay import (
+    Line,
+    LoggedSpeech,
+    Outcome,
+    TranscriptLog,
+    advice,
+    read,
+    replay,
+    table,
+)
 from prefetch_embeddings.speech import Prefetches
 from prefetch_embeddings.testing import (
     Gate,
@@ -394,6 +405,37 @@ if miss is not None:
         case _:
             assert_never(miss.reason)
 prefetch_tap(spoken).invoke("how much is it")
+
+log = TranscriptLog("calls.jsonl", texts=False, clock=time.monotonic)
+logged = LoggedSpeech(speech, log, "call 1")
+assert_type(logged.on_partial("how much"), None)
+assert_type(logged.on_final("how much is it"), None)
+assert_type(logged.on_speech_started(), None)
+assert_type(logged.on_speech_stopped(), None)
+assert_type(logged.reset(), None)
+assert_type(log.partial("call 1", "how much"), None)
+assert_type(log.final("call 1", "how much is it"), None)
+assert_type(log.speech_started("call 1"), None)
+assert_type(log.speech_stopped("call 1"), None)
+assert_type(log.query("call 1", "how much is it", seconds=0.7), None)
+assert_type(log.hang_up("call 1"), None)
+assert_type(log.close(), None)
+lines, bad = read(["{}"])
+assert_type(lines, list[Line])
+assert_type(bad, list[int])
+for line in lines:
+    assert_type((line.call, line.t, line.e == "final", line.text), tuple[str, float, bool, str])
+    assert_type(line.seconds, float | None)
+outcomes = replay(lines, lambda line: line.seconds or 0.7)
+for each in outcomes:
+    assert_type(each, Outcome)
+    assert_type((each.name, each.turns, each.calls), tuple[str, int, int])
+    assert_type((each.hits, each.finals, each.lead_seconds), tuple[int, int, float])
+    assert_type(each.exposed, tuple[float, ...])
+    assert_type(
+        (each.calls_a_turn, each.exposed_mean, each.exposed_p95), tuple[float, float, float]
+    )
+print(table(outcomes), advice(outcomes))
 
 # --- Optional parts ------------------------------------------------------------------------------
 

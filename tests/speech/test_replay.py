@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from prefetch_embeddings.replay import Line, Outcome, TranscriptLog, advice, main, read, replay
+from prefetch_embeddings import UtterancePrefetcher
+from prefetch_embeddings.replay import (
+    Line,
+    LoggedSpeech,
+    Outcome,
+    TranscriptLog,
+    advice,
+    main,
+    read,
+    replay,
+)
+from prefetch_embeddings.testing import ManualPrefetchingEmbeddings, ScriptedEmbeddings
 
 
 def turn(
@@ -118,6 +129,30 @@ def test_what_the_log_writes_is_what_is_read(tmp_path: Path, texts: bool) -> Non
     assert by_name(lines)["for_many_partials"].exposed == (0.0,)
     if texts:
         assert lines[:-1] == turn("a", 10.0)
+
+
+@pytest.mark.parametrize("prefetches", [True, False])
+def test_what_an_adapter_says_is_written_down_and_passed_on(
+    tmp_path: Path, prefetches: bool
+) -> None:
+    path = tmp_path / "log.jsonl"
+    with ManualPrefetchingEmbeddings(ScriptedEmbeddings()) as embeddings:
+        speech = UtterancePrefetcher(embeddings) if prefetches else None
+        log = TranscriptLog(path, clock=embeddings.time)
+        logged = LoggedSpeech(speech, log, "a")
+        logged.on_speech_started()
+        logged.on_partial("is it open")
+        logged.on_speech_stopped()
+        embeddings.time.advance(1.0)
+        logged.on_final("is it open")
+        logged.reset()
+        log.close()
+        assert embeddings.stats().prefetch_started == int(prefetches)
+    lines, bad = read(path.read_text("utf-8").splitlines())
+    assert not bad
+    assert [line.e for line in lines] == [
+        *("speech_started", "partial", "speech_stopped", "final", "hang_up")
+    ]
 
 
 def test_durations_come_from_the_log_the_options_or_a_wrappers_statistics(
