@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from prefetch_embeddings import misses
 from prefetch_embeddings.misses import Miss, MissReason
 from prefetch_embeddings.reporting import digest, logger
 
@@ -77,17 +78,22 @@ class Amiss:
             self._ready,
         )
 
-    def explain(self, text: str, miss: Miss | None) -> Miss | None:
-        """Return what explains that a query for `text` misses: what is amiss, else `miss`."""
-        reason = self._reason(text)
+    def explain(self, text: str) -> Miss | None:
+        """Tell why a query for `text` misses: what is amiss, else how near prefetches differ.
+
+        Raises:
+            TypeError: If `text` is not a `str`.
+        """
+        prefetcher = self._prefetcher
+        if prefetcher is None:
+            return None
+        miss = misses.explain(prefetcher.key(text), text, prefetcher)
+        reason = self._reason(prefetcher, text)
         if reason is None or (miss is None and reason in _OF_ONE_TEXT):
             return miss
         return Miss(digest(text), len(text), reason)
 
-    def _reason(self, text: str) -> MissReason | None:
-        prefetcher = self._prefetcher
-        if prefetcher is None:
-            return None
+    def _reason(self, prefetcher: Prefetcher[Any], text: str) -> MissReason | None:
         if prefetcher.closed:
             return MissReason.CLOSED
         if self._unasked and not _was_asked(prefetcher):

@@ -253,8 +253,7 @@ class PrefetchingEmbeddings(Face, WrapsAModel):
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        miss = misses.explain(self._prefetcher.key(text), text, self._prefetcher)
-        return self._amiss.explain(text, miss)
+        return self._amiss.explain(text)
 
     # --- LangChain -----------------------------------------------------------------------------
 
