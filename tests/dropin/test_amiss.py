@@ -105,3 +105,14 @@ def test_one_query_is_enough(
     embeddings.executor.run_all()
     assert _warnings(caplog) == []
     assert _reason(embeddings, "late") is None
+
+
+def test_a_few_prefetches_without_a_query_are_no_sign(
+    manual: Manual, model: ScriptedEmbeddings, caplog: pytest.LogCaptureFixture
+) -> None:
+    embeddings = manual(model)
+    _prefetch_unasked(embeddings, UNASKED - 2)
+    embeddings.time.advance(UNASKED_SECONDS)
+    embeddings.prefetch("late")
+    embeddings.executor.run_all()
+    assert _warnings(caplog) == []
