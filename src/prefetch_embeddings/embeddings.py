@@ -125,7 +125,9 @@ class PrefetchingEmbeddings(Face, WrapsAModel):
             attempts=attempts,
             hedge=hedge,
             background=self._background(),
-            reporter=Reporter(on_event, self._amiss.dropped, self._amiss.succeeded),
+            reporter=Reporter(
+                on_event, on_dropped=self._amiss.dropped, on_ready=self._amiss.succeeded
+            ),
             sound=SoundVectors().accept,
             on_missed=misses.log_at_debug,
         )
