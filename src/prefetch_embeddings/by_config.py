@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from langchain_core.runnables.config import ensure_config
 
-from prefetch_embeddings import misses
 from prefetch_embeddings.documents import variant_of
 from prefetch_embeddings.face import Face
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from langchain_core.runnables import RunnableConfig
-
-    from prefetch_embeddings.misses import Miss
 
 
 class FaceByConfig(Face):
@@ -67,19 +64,6 @@ class FaceByConfig(Face):
             TypeError: If `text` is not a `str`.
         """
         return self.prefetcher.expected_wait(text, variant(config))
-
-    def explain_miss(self, text: str, config: RunnableConfig | None = None) -> Miss | None:
-        """Tell why a query for `text` missed, or would miss: what was prefetched that is like it.
-
-        Returns:
-            The reason and the nearest recent prefetch that no query used, as digests; None if
-            there is a prefetch that the query can use.
-
-        Raises:
-            TypeError: If `text` is not a `str`.
-        """
-        key = self.prefetcher.key(text, variant(config))
-        return misses.explain(key, text, self.prefetcher)
 
     def forget(self, text: str, config: RunnableConfig | None = None) -> bool:
         """Drop what is kept or under way for `text`. Who waits for it still gets the documents.

@@ -12,6 +12,7 @@ from prefetch_embeddings._background.pool import WorkerPool
 from prefetch_embeddings._background.timer import Timer
 from prefetch_embeddings._flights.patience import Hedge
 from prefetch_embeddings._flights.prefetcher import Prefetcher
+from prefetch_embeddings.amiss import Amiss
 from prefetch_embeddings.arguments import (
     check_counts,
     check_flag,
@@ -113,6 +114,7 @@ class PrefetchingEmbeddings(Face, WrapsAModel):
         check_flag("symmetric", symmetric)
         check_kind("hedge", hedge, Hedge, "Hedge(quantile=0.95)")
         self._model = underlying_embeddings
+        self._amiss = Amiss()
         self._prefetcher: Prefetcher[Vector] = Prefetcher(
             VectorLoader(underlying_embeddings, symmetric=symmetric),
             key=key_of(match),
@@ -123,10 +125,13 @@ class PrefetchingEmbeddings(Face, WrapsAModel):
             attempts=attempts,
             hedge=hedge,
             background=self._background(),
-            reporter=Reporter(on_event),
+            reporter=Reporter(
+                on_event, on_dropped=self._amiss.dropped, on_ready=self._amiss.succeeded
+            ),
             sound=SoundVectors().accept,
             on_missed=misses.log_at_debug,
         )
+        self._amiss.watch(self._prefetcher)
         self._holds = self._prefetcher.holds if symmetric else None
 
     def _background(self) -> Background:
@@ -250,7 +255,7 @@ class PrefetchingEmbeddings(Face, WrapsAModel):
         Raises:
             TypeError: If `text` is not a `str`.
         """
-        return misses.explain(self._prefetcher.key(text), text, self._prefetcher)
+        return self._amiss.explain(text)
 
     # --- LangChain -----------------------------------------------------------------------------
 

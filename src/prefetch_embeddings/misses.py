@@ -43,6 +43,14 @@ class MissReason(enum.StrEnum):
     """The same text was prefetched with another `configurable` in its config (retrievers)."""
     GONE = enum.auto()
     """The same text was prefetched, but failed, was withdrawn or had outlived its time."""
+    DROPPED = enum.auto()
+    """The same text was to be prefetched, and the queue was full."""
+    PAUSED = enum.auto()
+    """The same text was to be prefetched, and prefetching paused: calls kept failing."""
+    NEVER_ASKED = enum.auto()
+    """Prefetches go on and no query ever came: the store embeds with another object."""
+    CLOSED = enum.auto()
+    """The wrapper is closed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -36,12 +36,26 @@ def digest(text: str) -> str:
 
 
 class Reporter:
-    """Tells the log and listeners. Call it with no lock held: a listener may do anything."""
+    """Tells the log and listeners. Call it with no lock held: a listener may do anything.
+
+    Args:
+        listener: Is told every event.
+        kind: What the values are, for events.
+        on_dropped: Is called with the text of each prefetch that is refused.
+        on_ready: Is called for each prefetched value that is there.
+    """
 
     def __init__(
-        self, listener: Callable[[PrefetchEvent], None] | None, kind: Kind = "embedding"
+        self,
+        listener: Callable[[PrefetchEvent], None] | None,
+        kind: Kind = "embedding",
+        *,
+        on_dropped: Callable[[str], None] | None = None,
+        on_ready: Callable[[], None] | None = None,
     ) -> None:
         self._kind: Final[Kind] = kind
+        self._on_dropped: Final = on_dropped
+        self._on_ready: Final = on_ready
         # Never changed in place: others may be going through it.
         self._listeners: tuple[Callable[[PrefetchEvent], None], ...] = (
             () if listener is None else (listener,)
@@ -66,6 +80,8 @@ class Reporter:
 
     def succeeded(self, text: str, flight: int, seconds: float, attempt: int) -> None:
         """Tell that a prefetched vector is there."""
+        if self._on_ready is not None:
+            self._on_ready()
         if not self._listeners and not logger.isEnabledFor(logging.DEBUG):
             return
         event = PrefetchSucceeded(
@@ -116,6 +132,8 @@ class Reporter:
 
     def dropped(self, text: str) -> None:
         """Tell that a prefetch was refused."""
+        if self._on_dropped is not None:
+            self._on_dropped(text)
         if self._listeners:
             self.tell(PrefetchDropped(digest(text), len(text), kind=self._kind))
 

@@ -21,6 +21,7 @@ from prefetch_embeddings._background.pool import WorkerPool
 from prefetch_embeddings._background.timer import Timer
 from prefetch_embeddings._flights.patience import Hedge
 from prefetch_embeddings._flights.prefetcher import Prefetcher
+from prefetch_embeddings.amiss import Amiss
 from prefetch_embeddings.arguments import (
     check_counts,
     check_functions,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from prefetch_embeddings._flights.flight import PrefetchOutcome
     from prefetch_embeddings.documents import Documents
+    from prefetch_embeddings.misses import Miss
 
 LOOKED_FOR: Final = frozenset(
     {
@@ -114,6 +116,7 @@ class PrefetchingRetriever(FaceByConfig, BaseRetriever):
     on_event: Callable[[PrefetchEvent], None] | None = None
 
     _prefetcher: Prefetcher[Documents] = PrivateAttr()
+    _amiss: Amiss = PrivateAttr(default_factory=Amiss)
 
     def __init__(
         self,
@@ -166,9 +169,15 @@ class PrefetchingRetriever(FaceByConfig, BaseRetriever):
             attempts=self.attempts,
             hedge=hedge,
             background=self._background(),
-            reporter=Reporter(on_event, "retrieval"),
+            reporter=Reporter(
+                on_event,
+                "retrieval",
+                on_dropped=self._amiss.dropped,
+                on_ready=self._amiss.succeeded,
+            ),
             on_missed=misses.log_at_debug,
         )
+        self._amiss.watch(self._prefetcher)
 
     def _background(self) -> Background:
         """Return threads and time; tests put others in their place."""
@@ -240,6 +249,18 @@ class PrefetchingRetriever(FaceByConfig, BaseRetriever):
             TypeError: If `text` is not a `str`.
         """
         return await self._prefetcher.aprefetch(text, config, variant(config))
+
+    def explain_miss(self, text: str, config: RunnableConfig | None = None) -> Miss | None:
+        """Tell why a query for `text` missed, or would miss: what was prefetched that is like it.
+
+        Returns:
+            The reason and the nearest recent prefetch that no query used, as digests; None if
+            there is a prefetch that the query can use.
+
+        Raises:
+            TypeError: If `text` is not a `str`.
+        """
+        return self._amiss.explain(text, variant(config))
 
     # --- LangChain -----------------------------------------------------------------------------
 

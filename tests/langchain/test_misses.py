@@ -166,7 +166,7 @@ def test_the_very_text_was_prefetched_and_is_gone(
 
 def test_a_text_that_is_forgotten_is_forgotten(manual: Manual, model: ScriptedEmbeddings) -> None:
     embeddings = manual(model, attempts=1)
-    for forget in (lambda: embeddings.forget("q"), embeddings.clear, embeddings.close):
+    for forget in (lambda: embeddings.forget("q"), embeddings.clear):
         model.fail("q", ValueError())
         embeddings.prefetch("q")
         embeddings.executor.run_all()

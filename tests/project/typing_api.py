@@ -402,6 +402,10 @@ if miss is not None:
             pass
         case MissReason.PUNCTUATION | MissReason.CASE | MissReason.CONFIG:
             pass
+        case MissReason.DROPPED | MissReason.PAUSED:
+            pass
+        case MissReason.NEVER_ASKED | MissReason.CLOSED:
+            pass
         case _:
             assert_never(miss.reason)
 prefetch_tap(spoken).invoke("how much is it")

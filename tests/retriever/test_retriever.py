@@ -558,3 +558,23 @@ def test_after_close_queries_work_on(scripted: ScriptedRetriever) -> None:
     retriever.close()
     assert retriever.prefetch("q") is DROPPED
     assert retriever.invoke("q") == scripted.documents("q")
+
+
+def test_late_signs_are_told_once_and_explained(
+    manual: Manual, scripted: ScriptedRetriever, caplog: pytest.LogCaptureFixture
+) -> None:
+    retriever = manual(scripted, max_workers=1, max_pending=1)
+    assert [retriever.prefetch(text) for text in "abc"] == [STARTED, STARTED, DROPPED]
+    miss = retriever.explain_miss("c")
+    assert miss is not None
+    assert miss.reason is MissReason.DROPPED
+    retriever.close()
+    for text in "de":
+        assert retriever.prefetch(text) is DROPPED
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.getMessage() for record in warned] == [
+        "prefetch after close: every prefetch of this wrapper is dropped"
+    ]
+    miss = retriever.explain_miss("d")
+    assert miss is not None
+    assert miss.reason is MissReason.CLOSED

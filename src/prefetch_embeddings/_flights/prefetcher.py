@@ -260,6 +260,11 @@ class Prefetcher(Asking[V]):
         """Whether it was closed."""
         return self._books.closed
 
+    @property
+    def paused(self) -> bool:
+        """Whether prefetching pauses, because calls keep failing."""
+        return self._books.admission.paused
+
     def add_listener(self, listener: Callable[[PrefetchEvent], None]) -> None:
         """Have one more listener told of events from now on."""
         self._reporter.add_listener(listener)
