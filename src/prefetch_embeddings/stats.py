@@ -83,3 +83,16 @@ class PrefetchStats(Snapshot):
     hidden_seconds: float = 0.0
     exposed_seconds: float = 0.0
     overdue_calls: int = 0
+
+    def __str__(self) -> str:
+        """Return what a person wants to know; `repr` has all fields."""
+        queries = self.query_ready + self.query_joined + self.query_claimed + self.query_missed
+        return (
+            f"{queries} queries: {self.query_ready} ready, {self.query_joined} joined, "
+            f"{self.query_claimed} claimed, {self.query_missed} missed; "
+            f"{self.query_failed} failed\n"
+            f"{self.exposed_seconds:.2f} s waited for, {self.hidden_seconds:.2f} s hidden\n"
+            f"{self.prefetch_started} prefetches: {self.prefetch_used} used, "
+            f"{self.prefetch_wasted} in vain, {self.prefetch_failed} failed; "
+            f"{self.prefetch_dropped} more dropped"
+        )

@@ -161,3 +161,17 @@ def test_what_remains_of_a_straggler() -> None:
     assert durations.remaining(10.0) == 0.0
     durations.add(0.5)
     assert durations.remaining(2.0) == 2.0
+
+
+def test_a_person_can_read_them(manual: Manual, model: ScriptedEmbeddings) -> None:
+    embeddings = manual(model)
+    embeddings.prefetch("a")
+    embeddings.executor.run_all()
+    embeddings.embed_query("a")
+    embeddings.embed_query("b")
+    assert str(embeddings.stats()) == (
+        "2 queries: 1 ready, 0 joined, 0 claimed, 1 missed; 0 failed\n"
+        "0.00 s waited for, 0.00 s hidden\n"
+        "1 prefetches: 1 used, 0 in vain, 0 failed; 0 more dropped"
+    )
+    assert "query_recovered=0" in repr(embeddings.stats())
