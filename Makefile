@@ -6,12 +6,14 @@ TEST := $(VENVS)/.venv-test
 
 PLACES := $(VENVS)/.venv-places
 RUNTIMES := $(VENVS)/.venv-runtimes
+DOCS := $(VENVS)/.venv-docs
 
-.PHONY: help demo test lint lowest versions runtimes places bench soak fleet repeat deep schedules mutants clean
+.PHONY: help demo test docs lint lowest versions runtimes places bench soak fleet repeat deep schedules mutants clean
 
 help:
 	@echo "make demo   a voice bot's turn with and without prefetching, side by side"
 	@echo "make test   linters, type checks and all tests"
+	@echo "make docs   the site with its reference, built strictly and looked at in Chromium: out/site"
 	@echo "make lowest the library's tests with the oldest dependencies that it supports"
 	@echo "make versions  the same, and with each Python that this machine has"
 	@echo "make runtimes  Gunicorn, Celery and Streamlit, started for real"
@@ -35,6 +37,10 @@ lint: $(TEST)/installed
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
+
+docs: $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+	EXTRAS_REQUIRED=1 $(DOCS)/bin/python -m pytest tests/site $(ARGS)
 
 lowest: $(TEST)/installed
 	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[versions]'
@@ -93,5 +99,10 @@ $(PLACES)/installed: pyproject.toml
 	$(PLACES)/bin/pip install --quiet --disable-pip-version-check --editable '.[places]'
 	@touch $@
 
+$(DOCS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(DEMO) $(TEST) $(RUNTIMES) $(PLACES)
+	rm -rf $(DEMO) $(TEST) $(RUNTIMES) $(PLACES) $(DOCS)
