@@ -80,7 +80,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def browser() -> Iterator[Any]:
     """Start the machine's own Chromium."""
     api = _needs("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    named = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    program = next((path for path in named if path), None)
     if program is None and not os.environ.get("EXTRAS_REQUIRED"):
         pytest.skip("no chromium here: apt-get install chromium")
     with api.sync_playwright() as playwright:
